@@ -1,0 +1,24 @@
+"""lipkernels: fast Lipschitz-constrained layers for PyTorch."""
+
+from lipkernels import backends, certify, functional, metrics, nn, parametrizations
+from lipkernels.backends import BackendUnavailableError, use_backend
+from lipkernels.export import condense, vanilla_export
+from lipkernels.group import group_weights, grouped
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "BackendUnavailableError",
+    "__version__",
+    "backends",
+    "certify",
+    "condense",
+    "functional",
+    "group_weights",
+    "grouped",
+    "metrics",
+    "nn",
+    "parametrizations",
+    "use_backend",
+    "vanilla_export",
+]

@@ -1,0 +1,70 @@
+"""Which implementation of an operation runs: ``reference`` (pure torch), ``triton`` or ``cuda``.
+
+``auto`` takes the fastest one that can run; it never hides a failure of the one it took. Naming
+a backend that cannot run raises :class:`BackendUnavailableError` with the reason. The default is
+``auto``, or the environment variable ``LIPKERNELS_BACKEND`` as it was at import.
+
+    >>> import lipkernels
+    >>> with lipkernels.use_backend("reference"):
+    ...     layer_output = lipkernels.nn.SpectralLinear(4, 2)(torch.zeros(1, 4))
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Collection, Iterator
+
+import torch
+
+BACKENDS = ("reference", "triton", "cuda")
+_PREFERENCE = ("cuda", "triton", "reference")
+
+
+class BackendUnavailableError(RuntimeError):
+    """A backend that was asked for by name cannot run this operation here."""
+
+
+def _validated(name: str) -> str:
+    if name != "auto" and name not in BACKENDS:
+        raise ValueError(f"backend: expected one of {('auto', *BACKENDS)}, got {name!r}")
+    return name
+
+
+_default = _validated(os.environ.get("LIPKERNELS_BACKEND", "auto"))
+
+
+def _why_not(name: str, op: str, implemented: Collection[str], device: torch.device) -> str | None:
+    if name not in implemented:
+        return f"{op} has no {name} implementation in this version"
+    if name != "reference" and device.type != "cuda":
+        return f"{name} needs tensors on a CUDA device, got {device}"
+    return None
+
+
+def resolve(
+    op: str, implemented: Collection[str], device: torch.device, backend: str | None = None
+) -> str:
+    """The backend that runs ``op`` on ``device``, out of those that implement it."""
+    wanted = _default if backend is None else _validated(backend)
+    if wanted == "auto":
+        return next(n for n in _PREFERENCE if _why_not(n, op, implemented, device) is None)
+    reason = _why_not(wanted, op, implemented, device)
+    if reason is not None:
+        raise BackendUnavailableError(f"backend {wanted!r} cannot run: {reason}")
+    return wanted
+
+
+@contextlib.contextmanager
+def use_backend(name: str) -> Iterator[None]:
+    """Run the block's operations on ``name`` ("auto", "reference", "triton" or "cuda").
+
+    The choice is made when an operation is called and holds for its backward too, wherever that
+    runs. It applies to the whole process.
+    """
+    global _default
+    previous, _default = _default, _validated(name)
+    try:
+        yield
+    finally:
+        _default = previous

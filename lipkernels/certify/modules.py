@@ -1,0 +1,164 @@
+"""Lipschitz constants of torch.nn's own modules: by formula, or from the weights as stored."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from lipkernels.certify.matrix import spectral_norm_bound
+from lipkernels.certify.window import operator_factor
+
+# l2 constants of modules without settings that matter.
+_ONE_LIPSCHITZ = (
+    nn.Identity,
+    nn.Flatten,
+    nn.Unflatten,
+    nn.ReLU,
+    nn.ReLU6,
+    nn.Hardtanh,
+    nn.Tanh,
+    nn.Softplus,
+    nn.Softsign,
+    nn.LogSigmoid,
+    nn.Softshrink,
+    nn.Tanhshrink,
+    nn.PixelShuffle,
+    nn.PixelUnshuffle,
+    nn.ChannelShuffle,
+    nn.ZeroPad1d,
+    nn.ZeroPad2d,
+    nn.ZeroPad3d,
+    nn.ConstantPad1d,
+    nn.ConstantPad2d,
+    nn.ConstantPad3d,
+)
+_CONV = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+_CONV_TRANSPOSE = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+_AVG_POOL = (nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d)
+_MAX_POOL = (nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d)
+_DROPOUT = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)
+_BATCH_NORM = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+
+# Forward functions that are known to apply ``weight`` as the class that they come from does. A
+# subclass with a forward of its own has no rule.
+LAYER_FORWARDS: set[Callable[..., object]] = {
+    cls.forward for cls in (nn.Linear, nn.PReLU, *_CONV, *_CONV_TRANSPOSE, *_BATCH_NORM)
+}
+
+
+def constant_without_weights(module: nn.Module) -> float | None:
+    """l2 Lipschitz constant of a torch.nn module that has no trained weights; None if unknown."""
+    if type(module) in _ONE_LIPSCHITZ:
+        return 1.0
+    if isinstance(module, nn.LeakyReLU):
+        return max(1.0, abs(module.negative_slope))
+    if isinstance(module, nn.ELU):
+        return max(1.0, abs(module.alpha))
+    if isinstance(module, nn.Sigmoid):
+        return 0.25
+    if isinstance(module, _DROPOUT):
+        # Survivors are multiplied by 1 / (1 - p) in training.
+        return 1.0 if not module.training else _inverse(1.0 - module.p)
+    if isinstance(module, _AVG_POOL):
+        return _average_pool(module)
+    if isinstance(module, _MAX_POOL):
+        return _max_pool(module)
+    return None
+
+
+def _inverse(x: float) -> float:
+    return math.inf if x <= 0 else 1.0 / x
+
+
+def _tuple(value: int | tuple[int, ...], n: int) -> tuple[int, ...]:
+    return (value,) * n if isinstance(value, int) else tuple(value)
+
+
+def _n_dims(module: nn.Module, classes: tuple[type[nn.Module], ...]) -> int:
+    return next(i for i, cls in enumerate(classes, start=1) if isinstance(module, cls))
+
+
+def _average_pool(module: nn.Module) -> float | None:
+    n = _n_dims(module, _AVG_POOL)
+    kernel, stride = _tuple(module.kernel_size, n), _tuple(module.stride, n)
+    padding = _tuple(module.padding, n)
+    window = math.prod(kernel)
+    divisor = getattr(module, "divisor_override", None) or window
+    padded = any(padding)
+    if module.ceil_mode or (padded and not module.count_include_pad):
+        if getattr(module, "divisor_override", None) is None:
+            # Border windows have a divisor of their own, as small as one.
+            divisor = 1
+    pads = [(p, p) for p in padding]
+    overlap = operator_factor(kernel, stride, pads, (1,) * n, "zeros")
+    return math.sqrt(window) / divisor * overlap * (1 + 2.0**-50)
+
+
+def _max_pool(module: nn.Module) -> float | None:
+    # |max x - max y| <= max over the window of |x - y|: each window picks one pixel's change.
+    n = _n_dims(module, _MAX_POOL)
+    kernel, stride = _tuple(module.kernel_size, n), _tuple(module.stride, n)
+    dilation = _tuple(module.dilation, n)
+    return operator_factor(kernel, stride, [(0, 0)] * n, dilation, "zeros")
+
+
+def _matrices(weight: Tensor, groups: int) -> list[Tensor]:
+    return list(weight.detach().reshape(groups, weight.shape[0] // groups, -1))
+
+
+def constant_with_weights(module: nn.Module) -> float | None:
+    """Upper bound of the constant of a torch.nn layer with weights; None if it has no rule.
+
+    ``module.weight`` is read once, as the attribute that forward uses, and bounded as stored.
+    """
+    if type(module).forward not in LAYER_FORWARDS:
+        return None
+    if isinstance(module, nn.Linear):
+        return spectral_norm_bound(module.weight)
+    if isinstance(module, _CONV):
+        factor = operator_factor(
+            module.kernel_size,
+            module.stride,
+            _conv_padding(module),
+            module.dilation,
+            module.padding_mode,
+            getattr(module, "input_size", None),
+        )
+    elif isinstance(module, _CONV_TRANSPOSE):
+        pads = [(0, 0)] * len(module.kernel_size)
+        factor = operator_factor(module.kernel_size, module.stride, pads, module.dilation, "zeros")
+    elif isinstance(module, nn.PReLU):
+        return max(1.0, float(module.weight.detach().abs().max()))
+    elif isinstance(module, _BATCH_NORM) and not module.training:
+        return _batch_norm(module)
+    else:
+        return None
+    matrices = _matrices(module.weight, module.groups)
+    norm = max((spectral_norm_bound(k) for k in matrices), default=0.0)
+    return norm * factor * (1 + 2.0**-52)
+
+
+def _conv_padding(module: nn.Module) -> tuple[tuple[int, int], ...]:
+    if module.padding_mode == "zeros" and not isinstance(module.padding, str):
+        return tuple((p, p) for p in module.padding)
+    widths = module._reversed_padding_repeated_twice  # last dimension first, left then right
+    return tuple(zip(widths[-2::-2], widths[::-2], strict=True))
+
+
+def _batch_norm(module: nn.Module) -> float | None:
+    if module.running_var is None:
+        return None
+    gain = (module.running_var.double() + module.eps).rsqrt()
+    if module.weight is not None:
+        gain = gain * module.weight.detach().double()
+    bound = float(gain.abs().max()) * (1 + 2.0**-48)
+    return bound if math.isfinite(bound) else math.inf
+
+
+def finite_parameters(module: nn.Module) -> bool:
+    """Whether every parameter and buffer of the module itself is free of NaN and infinity."""
+    own = [*module.parameters(recurse=False), *module.buffers(recurse=False)]
+    return all(bool(torch.isfinite(t).all()) for t in own if t.is_floating_point())

@@ -1,0 +1,21 @@
+"""Weight ops compute in their own precision, whatever autocast region calls them."""
+
+import functools
+from collections.abc import Callable
+from typing import ParamSpec, TypeVar
+
+import torch
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def without_autocast(implementation: Callable[P, R]) -> Callable[P, R]:
+    """``implementation`` with autocast off, so that its matrix products are not rounded to half."""
+
+    @functools.wraps(implementation)
+    def wrapped(*args: P.args, **kwargs: P.kwargs) -> R:
+        with torch.autocast("cpu", enabled=False), torch.autocast("cuda", enabled=False):
+            return implementation(*args, **kwargs)
+
+    return wrapped

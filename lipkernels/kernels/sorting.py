@@ -1,0 +1,77 @@
+"""``lipkernels::group_sort`` and the permutation it saves, forward and transposed.
+
+gather and scatter are each other's gradient: the sort can be differentiated any number of times,
+as a gradient penalty needs.
+"""
+
+from torch import Tensor
+from torch.library import custom_op
+
+from lipkernels.reference import sorting as reference
+
+FORWARD = {"reference": reference.group_sort}
+GATHER = {"reference": reference.gather_groups}
+SCATTER = {"reference": reference.scatter_groups}
+
+
+@custom_op("lipkernels::group_sort", mutates_args=())
+def group_sort(x: Tensor, group_size: int, dim: int, backend: str) -> tuple[Tensor, Tensor]:
+    values, index = FORWARD[backend](x, group_size, dim)
+    return values, index
+
+
+@group_sort.register_fake
+def _(x: Tensor, group_size: int, dim: int, backend: str) -> tuple[Tensor, Tensor]:
+    return x.new_empty(x.shape), x.new_empty(x.shape, dtype=reference.index_dtype(group_size))
+
+
+@custom_op("lipkernels::gather_groups", mutates_args=())
+def gather_groups(x: Tensor, index: Tensor, group_size: int, dim: int, backend: str) -> Tensor:
+    return GATHER[backend](x, index, group_size, dim)
+
+
+@gather_groups.register_fake
+def _(x: Tensor, index: Tensor, group_size: int, dim: int, backend: str) -> Tensor:
+    return x.new_empty(x.shape)
+
+
+@custom_op("lipkernels::scatter_groups", mutates_args=())
+def scatter_groups(grad: Tensor, index: Tensor, group_size: int, dim: int, backend: str) -> Tensor:
+    return SCATTER[backend](grad, index, group_size, dim)
+
+
+@scatter_groups.register_fake
+def _(grad: Tensor, index: Tensor, group_size: int, dim: int, backend: str) -> Tensor:
+    return grad.new_empty(grad.shape)
+
+
+def _setup_sort(ctx, inputs, output):
+    _, *ctx.arguments = inputs
+    _, index = output
+    ctx.save_for_backward(index)
+    ctx.mark_non_differentiable(index)
+
+
+def _sort_backward(ctx, grad, _index_grad):
+    (index,) = ctx.saved_tensors
+    return scatter_groups(grad, index, *ctx.arguments), None, None, None
+
+
+def _setup_permutation(ctx, inputs, output):
+    _, index, *ctx.arguments = inputs
+    ctx.save_for_backward(index)
+
+
+def _gather_backward(ctx, grad):
+    (index,) = ctx.saved_tensors
+    return scatter_groups(grad, index, *ctx.arguments), None, None, None, None
+
+
+def _scatter_backward(ctx, grad):
+    (index,) = ctx.saved_tensors
+    return gather_groups(grad, index, *ctx.arguments), None, None, None, None
+
+
+group_sort.register_autograd(_sort_backward, setup_context=_setup_sort)
+gather_groups.register_autograd(_gather_backward, setup_context=_setup_permutation)
+scatter_groups.register_autograd(_scatter_backward, setup_context=_setup_permutation)

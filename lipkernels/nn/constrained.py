@@ -1,0 +1,142 @@
+"""ConstrainedWeight: the mixin that puts a constraint between a layer's Parameter and its forward.
+
+The Parameter keeps torch.nn's name ``weight``, so that state_dict, optimizers, DDP and plain
+checkpoints see an ordinary layer. The attribute ``layer.weight`` is the constrained weight, computed
+from the Parameter that is there at that moment: nothing is cached, so nothing is ever stale.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from lipkernels.constraints import Constraint
+from lipkernels.functional import initial_vector
+from lipkernels.nn.module import LipschitzModule
+
+
+class ConstrainedWeight(LipschitzModule):
+    """Comes before a torch.nn layer class in the bases of a constrained layer."""
+
+    in_features: int
+    constraint: Constraint
+    check: bool
+    # The weight that `lipkernels.grouped` computed for the forward in progress.
+    _prepared: Tensor | None = None
+
+    def _constrain(self, constraint: Constraint, k_coef_lip: float, check: bool) -> None:
+        """The part of the constructor that follows the torch.nn layer's own."""
+        self.constraint = constraint
+        self.k_coef_lip = k_coef_lip
+        self.check = bool(check)
+        self.operator_factor()  # refuses an impossible geometry here and not in forward
+        if constraint.uses_vector:
+            # Not persistent: a plain torch.nn state_dict must load, and it is only a warm start.
+            vector = initial_vector(self.matrix(self.raw_weight.detach()))
+            self.register_buffer("u", vector, persistent=False)
+
+    # ---------------------------------------------------------------------------- geometry
+    def matrix(self, weight: Tensor) -> Tensor:
+        """The matrix view whose norm is constrained: (rows, cols), or (groups, rows, cols)."""
+        return weight
+
+    def operator_factor(self) -> float:
+        """How much larger than its matrix's norm the layer's norm can be."""
+        return 1.0
+
+    def matrix_scale(self) -> float:
+        """The norm that the matrix is given, for the layer to be ``k_coef_lip``-Lipschitz."""
+        return self.k_coef_lip / self.operator_factor()
+
+    # ----------------------------------------------------------------------------- weights
+    @property
+    def raw_weight(self) -> nn.Parameter:
+        """The unconstrained Parameter, registered under the name ``weight``."""
+        raw = self._parameters.get("weight")
+        if raw is None:
+            raise AttributeError(f"{type(self).__name__} has no raw weight yet")
+        return raw
+
+    @property
+    def weight(self) -> Tensor:
+        """The constrained weight that forward uses. In-place writes to it change nothing."""
+        if self._parameters.get("weight") is None:
+            raise AttributeError(f"{type(self).__name__} has no raw weight yet")
+        try:
+            return self._constrained_weight()
+        except AttributeError as error:
+            # nn.Module.__getattr__ would answer an AttributeError with the raw Parameter.
+            raise RuntimeError(f"{type(self).__name__}.weight failed: {error}") from error
+
+    def weight_dtype(self) -> torch.dtype:
+        """The format that forward computes in, which the bound has to hold in."""
+        raw = self.raw_weight
+        kind = raw.device.type
+        if raw.dtype == torch.float64 or not torch.amp.is_autocast_available(kind):
+            return raw.dtype
+        return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else raw.dtype
+
+    def _constrained_weight(self) -> Tensor:
+        raw = self.raw_weight
+        dtype = self.weight_dtype()
+        prepared = self._prepared
+        if prepared is not None and prepared.dtype == dtype:
+            if prepared.requires_grad == (raw.requires_grad and torch.is_grad_enabled()):
+                return prepared
+        matrix = self.matrix(raw)
+        us = [self.u] if self.constraint.uses_vector else []
+        results, new_us = self.constraint([matrix], [self.matrix_scale()], us, dtype, self.check)
+        self._remember(new_us)
+        return results[0].reshape(raw.shape)
+
+    def _remember(self, us: list[Tensor]) -> None:
+        """Keep the power iteration's vector for the next training step."""
+        if self.training and us:
+            with torch.no_grad():
+                self.u.copy_(us[0])
+
+    # ---------------------------------------------------------------------- initialization
+    def reset_parameters(self) -> None:
+        """Orthogonal raw weight (each group by itself), torch.nn's bias."""
+        raw = self.raw_weight
+        with torch.no_grad():
+            # QR does not exist in half precision.
+            wide = torch.empty_like(raw, dtype=torch.promote_types(raw.dtype, torch.float32))
+            matrix = self.matrix(wide)
+            if raw.numel() and raw.device.type != "meta":
+                for block in matrix.reshape(-1, *matrix.shape[-2:]):
+                    nn.init.orthogonal_(block)
+                raw.copy_(matrix.reshape(raw.shape))
+            bias = self._parameters.get("bias")
+            if bias is not None:
+                fan_in = matrix.shape[-1] if raw.numel() else 0
+                bound = 1 / math.sqrt(fan_in) if fan_in > 0 else 0.0
+                nn.init.uniform_(bias, -bound, bound)
+
+    # ------------------------------------------------------------------ condense and export
+    def condense(self) -> None:
+        r"""Write the constrained weight over the raw one, in place, outside autograd.
+
+        The constraints are projections, so a second call changes nothing beyond rounding, and nor
+        does the layer's output change. (A Bjorck iteration named with few steps is no projection:
+        each call takes the weight closer to its polar factor.)
+        """
+        with torch.no_grad(), torch.autocast(self.raw_weight.device.type, enabled=False):
+            self.raw_weight.copy_(self.weight)
+
+    def _export_into(self, plain: nn.Module) -> nn.Module:
+        """Copy the constrained weight and the bias into ``plain``, sharing no storage."""
+        with torch.no_grad(), torch.autocast(self.raw_weight.device.type, enabled=False):
+            parameters = {"weight": self.weight.detach().clone()}
+            if self._parameters.get("bias") is not None:
+                parameters["bias"] = self._parameters["bias"].detach().clone()
+        for name, value in parameters.items():
+            source = self._parameters[name]
+            setattr(plain, name, nn.Parameter(value, requires_grad=source.requires_grad))
+        plain.train(self.training)
+        return plain
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, k_coef_lip={self.k_coef_lip:g}, {self.constraint}"

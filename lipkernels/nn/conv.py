@@ -1,0 +1,362 @@
+"""Convolutions and transposed convolutions with a Lipschitz constant.
+
+The kernel, as a matrix for each group, is given the norm k / sqrt(max_i n_i), n_i the number of
+(output, tap) pairs that read input element i: see :mod:`lipkernels.certify.window` for the proof that
+the convolution's norm is then at most k, whatever the padding, stride, dilation and image size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.utils import _pair, _single, _triple  # torch.nn's own argument rule
+
+from lipkernels import constraints
+from lipkernels.certify import LAYER_FORWARDS, operator_factor
+from lipkernels.functional import symmetric_pad
+from lipkernels.nn import plain
+from lipkernels.nn.checks import check_channels, check_dtype
+from lipkernels.nn.constrained import ConstrainedWeight
+
+_TUPLE = {1: _single, 2: _pair, 3: _triple}
+_PLAIN_CONV = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
+_PLAIN_TRANSPOSE = {1: nn.ConvTranspose1d, 2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}
+
+
+class _ConstrainedConvNd(ConstrainedWeight):
+    """What convolutions and transposed ones share: the matrix view and the factor."""
+
+    # Attributes of the torch.nn layer that this is mixed into.
+    in_channels: int
+    out_channels: int
+    kernel_size: tuple[int, ...]
+    stride: tuple[int, ...]
+    dilation: tuple[int, ...]
+    groups: int
+    padding_mode: str
+    input_size: tuple[int, ...] | None = None
+    _factor: tuple[tuple, float] | None = None
+
+    def matrix(self, weight: Tensor) -> Tensor:
+        """(rows, cols), or (groups, rows, cols): rows are the first dimension of the kernel."""
+        if self.groups == 1:
+            return weight.reshape(weight.shape[0], -1)
+        return weight.reshape(self.groups, weight.shape[0] // self.groups, -1)
+
+    def forward(self, input: Tensor, *args: Any) -> Tensor:
+        n = len(self.kernel_size)
+        check_channels(input, (n + 1, n + 2), -n - 1, self.in_channels)
+        check_dtype(input, self.raw_weight.dtype)
+        return super().forward(input, *args)
+
+    def _padding_pairs(self) -> tuple[tuple[int, int], ...]:
+        raise NotImplementedError
+
+    def operator_factor(self) -> float:
+        """sqrt(max_i n_i) of the geometry as it is now (stride and padding may be reassigned)."""
+        geometry = (
+            tuple(self.kernel_size),
+            tuple(self.stride),
+            self._padding_pairs(),
+            tuple(self.dilation),
+            self.padding_mode,
+            self.input_size,
+        )
+        if self._factor is None or self._factor[0] != geometry:
+            self._factor = (geometry, operator_factor(*geometry))
+        return self._factor[1]
+
+
+class _ConstrainedConv(_ConstrainedConvNd):
+    def _build(
+        self,
+        arguments: tuple,
+        padding_mode: str,
+        input_size: int | Sequence[int] | None,
+        device: torch.device | str | None,
+        dtype: torch.dtype | None,
+    ) -> None:
+        """Call torch.nn's constructor, which does not know symmetric padding."""
+        known = "zeros" if padding_mode == "symmetric" else padding_mode
+        n = self._n_dims()
+        _PLAIN_CONV[n].__init__(self, *arguments, known, device, dtype)
+        self.padding_mode = padding_mode
+        if input_size is not None:
+            size = _TUPLE[n](input_size)
+            if len(size) != n or not all(isinstance(v, int) and v > 0 for v in size):
+                raise ValueError(
+                    f"input_size: expected {n} positive integers (spatial size), got {input_size!r}"
+                )
+            self.input_size = tuple(size)
+
+    def _n_dims(self) -> int:
+        return next(n for n, cls in _PLAIN_CONV.items() if isinstance(self, cls))
+
+    def _padding_pairs(self) -> tuple[tuple[int, int], ...]:
+        """(left, right) of each dimension, as forward will pad."""
+        if self.padding_mode == "zeros" and not isinstance(self.padding, str):
+            return tuple((p, p) for p in self.padding)
+        widths = self._reversed_padding_repeated_twice  # last dimension first, left then right
+        return tuple(zip(widths[-2::-2], widths[::-2], strict=True))
+
+    def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        if self.input_size is not None and tuple(input.shape[-self._n_dims() :]) != self.input_size:
+            raise ValueError(
+                f"input: expected the spatial size {self.input_size} that the layer was built for,"
+                f" got {tuple(input.shape[-self._n_dims() :])}"
+            )
+        if self.padding_mode != "symmetric":
+            return super()._conv_forward(input, weight, bias)
+        padded = symmetric_pad(input, self._reversed_padding_repeated_twice)
+        n = self._n_dims()
+        conv = {1: nn.functional.conv1d, 2: nn.functional.conv2d, 3: nn.functional.conv3d}[n]
+        return conv(padded, weight, bias, self.stride, 0, self.dilation, self.groups)
+
+    def vanilla_export(self) -> nn.Module:
+        """A plain :mod:`torch.nn` convolution; symmetric padding becomes plain modules before it."""
+        symmetric = self.padding_mode == "symmetric"
+        layer = _PLAIN_CONV[self._n_dims()](
+            self.in_channels,
+            self.out_channels,
+            self.kernel_size,
+            self.stride,
+            0 if symmetric else self.padding,
+            self.dilation,
+            self.groups,
+            self.bias is not None,
+            "zeros" if symmetric else self.padding_mode,
+            device="meta",
+        )
+        self._export_into(layer)
+        if not symmetric:
+            return layer
+        pad = plain.symmetric_padding(self._padding_pairs())
+        return nn.Sequential(*pad, layer).train(self.training)
+
+    def extra_repr(self) -> str:
+        size = "" if self.input_size is None else f", input_size={self.input_size}"
+        return super().extra_repr() + size
+
+
+class _SpectralConv(_ConstrainedConv):
+    """The constructor of SpectralConv1d, 2d and 3d."""
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int | tuple[int, ...],
+        stride: int | tuple[int, ...] = 1,
+        padding: int | tuple[int, ...] | str = 0,
+        dilation: int | tuple[int, ...] = 1,
+        groups: int = 1,
+        bias: bool = True,
+        padding_mode: str = "zeros",
+        *,
+        input_size: int | Sequence[int] | None = None,
+        k_coef_lip: float = 1.0,
+        eps_spectral: float = constraints.DEFAULT_EPS_SPECTRAL,
+        eps_bjorck: float | None = constraints.DEFAULT_EPS_BJORCK,
+        beta_bjorck: float | None = None,
+        maxiter_spectral: int = constraints.DEFAULT_MAXITER_SPECTRAL,
+        maxiter_bjorck: int | None = None,
+        check: bool = False,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        constraint = constraints.spectral_constraint(
+            eps_spectral, eps_bjorck, beta_bjorck, maxiter_spectral, maxiter_bjorck
+        )
+        arguments = (
+            in_channels,
+            out_channels,
+            kernel_size,
+            stride,
+            padding,
+            dilation,
+            groups,
+            bias,
+        )
+        self._build(arguments, padding_mode, input_size, device, dtype)
+        self._constrain(constraint, k_coef_lip, check)
+
+
+class _FrobeniusConv(_ConstrainedConv):
+    """The constructor of FrobeniusConv1d, 2d and 3d."""
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int | tuple[int, ...],
+        stride: int | tuple[int, ...] = 1,
+        padding: int | tuple[int, ...] | str = 0,
+        dilation: int | tuple[int, ...] = 1,
+        groups: int = 1,
+        bias: bool = True,
+        padding_mode: str = "zeros",
+        *,
+        input_size: int | Sequence[int] | None = None,
+        k_coef_lip: float = 1.0,
+        check: bool = False,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        arguments = (
+            in_channels,
+            out_channels,
+            kernel_size,
+            stride,
+            padding,
+            dilation,
+            groups,
+            bias,
+        )
+        self._build(arguments, padding_mode, input_size, device, dtype)
+        self._constrain(constraints.FrobeniusNormalization(per_row=False), k_coef_lip, check)
+
+
+class SpectralConv1d(_SpectralConv, nn.Conv1d):
+    """:class:`SpectralConv2d` in one dimension: (N, C, L)."""
+
+
+class SpectralConv2d(_SpectralConv, nn.Conv2d):
+    r"""A convolution of l2 operator norm at most ``k_coef_lip`` on images of any size.
+
+    The kernel matrix (c_out / groups, c_in / groups * kh * kw) of each group is k / f times its polar
+    factor (or times V / sigma_max(V) with ``eps_bjorck=None``), f = sqrt(max_i n_i) as in
+    :mod:`lipkernels.certify.window`. For zero padding f^2 = prod ceil(k g / s), g = gcd(d, s).
+
+    Args:
+        in_channels .. padding_mode, device, dtype: as in :class:`torch.nn.Conv2d`; ``padding_mode``
+            may also be "symmetric" (the edge is repeated).
+        input_size: (height, width) of every input, for a tighter f; other inputs raise ValueError.
+        k_coef_lip .. check: as in :class:`lipkernels.nn.SpectralLinear`.
+
+    Shape: (N, C, H, W) or (C, H, W) as in torch. Source: the kernel-matrix bound of Cisse et al.,
+    arXiv 1704.08847, with the exact count in place of the kernel size.
+
+    >>> layer = SpectralConv2d(3, 8, 3, padding=1)
+    >>> layer(torch.zeros(2, 3, 16, 16)).shape
+    torch.Size([2, 8, 16, 16])
+    """
+
+
+class SpectralConv3d(_SpectralConv, nn.Conv3d):
+    """:class:`SpectralConv2d` in three dimensions: (N, C, D, H, W)."""
+
+
+class FrobeniusConv1d(_FrobeniusConv, nn.Conv1d):
+    """:class:`FrobeniusConv2d` in one dimension: (N, C, L)."""
+
+
+class FrobeniusConv2d(_FrobeniusConv, nn.Conv2d):
+    r"""A convolution of norm at most ``k_coef_lip``: each group's kernel over its Frobenius norm.
+
+    Cheaper and looser than :class:`SpectralConv2d`, whose other arguments it shares.
+
+    >>> FrobeniusConv2d(3, 8, 3)(torch.zeros(1, 3, 8, 8)).shape
+    torch.Size([1, 8, 6, 6])
+    """
+
+
+class FrobeniusConv3d(_FrobeniusConv, nn.Conv3d):
+    """:class:`FrobeniusConv2d` in three dimensions: (N, C, D, H, W)."""
+
+
+class _SpectralConvTranspose(_ConstrainedConvNd):
+    """The constructor of SpectralConvTranspose1d, 2d and 3d."""
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int | tuple[int, ...],
+        stride: int | tuple[int, ...] = 1,
+        padding: int | tuple[int, ...] = 0,
+        output_padding: int | tuple[int, ...] = 0,
+        groups: int = 1,
+        bias: bool = True,
+        dilation: int | tuple[int, ...] = 1,
+        padding_mode: str = "zeros",
+        *,
+        k_coef_lip: float = 1.0,
+        eps_spectral: float = constraints.DEFAULT_EPS_SPECTRAL,
+        eps_bjorck: float | None = constraints.DEFAULT_EPS_BJORCK,
+        beta_bjorck: float | None = None,
+        maxiter_spectral: int = constraints.DEFAULT_MAXITER_SPECTRAL,
+        maxiter_bjorck: int | None = None,
+        check: bool = False,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        constraint = constraints.spectral_constraint(
+            eps_spectral, eps_bjorck, beta_bjorck, maxiter_spectral, maxiter_bjorck
+        )
+        self._plain_class().__init__(
+            self,
+            in_channels,
+            out_channels,
+            kernel_size,
+            stride,
+            padding,
+            output_padding,
+            groups,
+            bias,
+            dilation,
+            padding_mode,
+            device,
+            dtype,
+        )
+        self._constrain(constraint, k_coef_lip, check)
+
+    def _plain_class(self) -> type[nn.Module]:
+        return next(cls for cls in _PLAIN_TRANSPOSE.values() if isinstance(self, cls))
+
+    def _padding_pairs(self) -> tuple[tuple[int, int], ...]:
+        # Padding crops the output of a transposed convolution, which can only lower the norm.
+        return ((0, 0),) * len(self.kernel_size)
+
+    def vanilla_export(self) -> nn.Module:
+        """A plain :mod:`torch.nn` transposed convolution with the constrained weight."""
+        layer = self._plain_class()(
+            self.in_channels,
+            self.out_channels,
+            self.kernel_size,
+            self.stride,
+            self.padding,
+            self.output_padding,
+            self.groups,
+            self.bias is not None,
+            self.dilation,
+            self.padding_mode,
+            device="meta",
+        )
+        return self._export_into(layer)
+
+
+class SpectralConvTranspose1d(_SpectralConvTranspose, nn.ConvTranspose1d):
+    """:class:`SpectralConvTranspose2d` in one dimension: (N, C, L)."""
+
+
+class SpectralConvTranspose2d(_SpectralConvTranspose, nn.ConvTranspose2d):
+    r"""A transposed convolution of norm at most ``k_coef_lip``, on inputs of any size.
+
+    It is the adjoint of the convolution with the same kernel, cropped; the matrix of a group is
+    (c_in / groups, c_out / groups * kh * kw), and the factor that of the convolution with zero
+    padding. Arguments as in :class:`torch.nn.ConvTranspose2d` and
+    :class:`lipkernels.nn.SpectralLinear`.
+
+    >>> SpectralConvTranspose2d(8, 3, 2, stride=2)(torch.zeros(1, 8, 4, 4)).shape
+    torch.Size([1, 3, 8, 8])
+    """
+
+
+class SpectralConvTranspose3d(_SpectralConvTranspose, nn.ConvTranspose3d):
+    """:class:`SpectralConvTranspose2d` in three dimensions: (N, C, D, H, W)."""
+
+
+LAYER_FORWARDS.add(_ConstrainedConvNd.forward)

@@ -1,0 +1,63 @@
+"""LipschitzModule: what every layer with a promised Lipschitz constant offers."""
+
+from __future__ import annotations
+
+import math
+
+from torch import nn
+
+
+def checked_constant(k: float) -> float:
+    """``k`` as a float, or a ValueError / TypeError that names it."""
+    if isinstance(k, bool) or not isinstance(k, (int, float)):
+        raise TypeError(f"k_coef_lip: expected a number, got {type(k).__name__}")
+    if not 0 < k < math.inf:
+        raise ValueError(f"k_coef_lip: expected a positive finite number, got {k!r}")
+    return float(k)
+
+
+class LipschitzModule(nn.Module):
+    r"""A module f with |f(x) - f(y)|_2 <= k |x - y|_2, k = ``k_coef_lip``.
+
+    ``k_coef_lip`` may be set at any time, directly or by :meth:`set_klip_factor`; it takes effect
+    in the next forward. It is a setting, not a parameter: a state_dict does not carry it.
+    """
+
+    _k_coef_lip = 1.0
+
+    @property
+    def k_coef_lip(self) -> float:
+        """The promised constant."""
+        return self._k_coef_lip
+
+    @k_coef_lip.setter
+    def k_coef_lip(self, k: float) -> None:
+        self._k_coef_lip = checked_constant(k)
+        self._klip_factor_changed()
+
+    def set_klip_factor(self, k: float) -> None:
+        """Promise ``k`` from now on. Raises ValueError unless 0 < k < inf."""
+        self.k_coef_lip = k
+
+    def _klip_factor_changed(self) -> None:
+        """What a container does about a new constant."""
+
+    @property
+    def lipschitz_constant(self) -> float:
+        """The l2 constant of the module as a map between vectors; ``k_coef_lip`` unless noted."""
+        return self.k_coef_lip
+
+    def condense(self) -> None:
+        """Write constrained weights over the raw ones, in place; nothing to do without weights."""
+
+    def vanilla_export(self) -> nn.Module:
+        """An independent module of plain torch that computes the same function."""
+        raise TypeError(f"{type(self).__name__} does not define vanilla_export()")
+
+
+class LipschitzFunction(LipschitzModule):
+    """A LipschitzModule whose constant follows from its formula, whatever its parameters are."""
+
+    def certified_lipschitz_constant(self) -> float:
+        """The constant that :func:`lipkernels.certify.lipschitz_bound` counts."""
+        return self.lipschitz_constant

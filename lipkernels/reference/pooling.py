@@ -1,0 +1,50 @@
+"""L2-norm pooling: y_o = sqrt(sum over the window o of x_i^2), and its gradient.
+
+d sqrt(s) = ds / (2 sqrt(s)) is infinite at s = 0. With the guard eps of deel.lip.layers,
+
+    dL/ds_o = Gamma_o / (2 (sqrt(s_o) + eps)),     dL/dx_i = x_i  sum over o with i in o of  Gamma_o / (y_o + eps)
+
+so the gradient at an all-zero window is zero, and the forward pass is exact.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def sum_pool2d(
+    x: Tensor, kernel: list[int], stride: list[int], padding: list[int], ceil_mode: bool
+) -> Tensor:
+    """Sum over each window; the part of a window outside the image counts as zero."""
+    return F.avg_pool2d(x, kernel, stride, padding, ceil_mode, divisor_override=1)
+
+
+def l2_norm_pool2d(
+    x: Tensor, kernel: list[int], stride: list[int], padding: list[int], ceil_mode: bool
+) -> Tensor:
+    """(N, C, H, W) or (C, H, W) -> the norm of each window."""
+    # The square of a half-precision 300 overflows: the sum runs in float32.
+    wide = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+    return sum_pool2d(wide.square(), kernel, stride, padding, ceil_mode).sqrt().to(x.dtype)
+
+
+def l2_norm_pool2d_vjp(
+    grad: Tensor,
+    x: Tensor,
+    y: Tensor,
+    kernel: list[int],
+    stride: list[int],
+    padding: list[int],
+    ceil_mode: bool,
+    eps: float,
+) -> Tensor:
+    """dL/dx. Written in differentiable operations, so that it can be differentiated again."""
+    wide = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+    weight = grad.to(wide.dtype) / (y.to(wide.dtype) + eps)
+    # The VJP of the sum pool, which is linear: x gives only its shape.
+    spread = torch.ops.aten.avg_pool2d_backward(
+        weight, wide, kernel, stride, padding, ceil_mode, True, 1
+    )
+    return (wide * spread).to(x.dtype)

@@ -1,0 +1,41 @@
+"""Sorting groups of neighbouring channels: GroupSort (Anil, Lucas and Grosse, arXiv 1811.05381).
+
+Within a group the output is a permutation of the input, so the map is 1-Lipschitz in every l_p norm
+and its Jacobian is orthogonal. The permutation is kept in the smallest integer type that holds it
+(one byte an element up to groups of 256); the gradient is scattered back through it.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def index_dtype(group_size: int) -> torch.dtype:
+    """Smallest integer type for an index within a group."""
+    if group_size <= 256:
+        return torch.uint8
+    return torch.int16 if group_size <= 2**15 else torch.int32
+
+
+def group_sort(x: Tensor, group_size: int, dim: int) -> tuple[Tensor, Tensor]:
+    """``(y, index)``: each group of ``dim`` in ascending order; y = x gathered at ``index``."""
+    groups = x.unflatten(dim, (-1, group_size))
+    values, index = groups.sort(dim=dim + 1, stable=True)
+    y = values.flatten(dim, dim + 1).contiguous()
+    return y, index.flatten(dim, dim + 1).to(index_dtype(group_size)).contiguous()
+
+
+def gather_groups(x: Tensor, index: Tensor, group_size: int, dim: int) -> Tensor:
+    """``x`` permuted within its groups, as :func:`group_sort` did."""
+    groups = x.unflatten(dim, (-1, group_size))
+    where = index.unflatten(dim, (-1, group_size)).long()
+    return groups.gather(dim + 1, where).flatten(dim, dim + 1).contiguous()
+
+
+def scatter_groups(grad: Tensor, index: Tensor, group_size: int, dim: int) -> Tensor:
+    """The transpose (and inverse) of :func:`gather_groups`: the VJP of the sort."""
+    groups = grad.unflatten(dim, (-1, group_size))
+    where = index.unflatten(dim, (-1, group_size)).long()
+    out = torch.empty_like(groups).scatter(dim + 1, where, groups)
+    return out.flatten(dim, dim + 1).contiguous()
