@@ -1,4 +1,4 @@
-"""Builds the package; the metadata is in pyproject.toml. The CUDA library of csrc/ is built here."""
+"""Builds the package. Its metadata is in pyproject.toml."""
 
 from setuptools import setup
 

@@ -26,8 +26,8 @@ def vanilla_export(model: nn.Module) -> nn.Module:
     """A copy of ``model`` with each Lipschitz module replaced by plain torch ones.
 
     The result shares no storage with the original, which is left untouched, and loads where only
-    torch is installed (given that the classes of ``model`` itself do). A layer used in two places stays
-    one layer. Modules that are not Lipschitz modules are copied.
+    torch is installed (given that the classes of ``model`` itself do). A layer used in two places
+    stays one layer. Modules that are not Lipschitz modules are copied.
 
     >>> from lipkernels.nn import GroupSort2, SpectralLinear
     >>> plain = vanilla_export(nn.Sequential(SpectralLinear(3, 4), GroupSort2()))

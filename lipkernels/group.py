@@ -2,8 +2,8 @@
 
 Layers that share a constraint and a result dtype are constrained by a single call on the list of
 their raw weights, just before the model's forward, and find the result waiting. It is dropped when
-forward ends, so that it can't be stale; a layer that is called on its own, in another autocast state
-or another grad mode computes its own weight as ever. The gradients are the same ones.
+forward ends, so that it can't be stale; a layer that is called on its own, in another autocast
+state or another grad mode computes its own weight as ever. The gradients are the same ones.
 """
 
 from __future__ import annotations

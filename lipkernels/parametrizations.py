@@ -1,8 +1,8 @@
 """The constraints as modules for :func:`torch.nn.utils.parametrize.register_parametrization`.
 
 For weights of modules that have no constrained layer here: recurrent nets, attention, your own. A
-weight of more than two dimensions is viewed as a matrix with its first dimension as rows; to bound a
-convolution, use the layers, which count how often a pixel is read.
+weight of more than two dimensions is viewed as a matrix with its first dimension as rows; to bound
+a convolution, use the layers, which count how often a pixel is read.
 
     >>> import torch
     >>> from torch.nn.utils import parametrize

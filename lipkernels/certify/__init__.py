@@ -1,4 +1,4 @@
-"""Upper bounds that can be trusted: float64, rounding included, no kernel and no iteration believed.
+"""Upper bounds that can be trusted: float64, rounding included, no iteration believed.
 
 This package imports torch alone: a certificate must not rest on what it certifies.
 """

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -81,23 +82,21 @@ def _n_dims(module: nn.Module, classes: tuple[type[nn.Module], ...]) -> int:
     return next(i for i, cls in enumerate(classes, start=1) if isinstance(module, cls))
 
 
-def _average_pool(module: nn.Module) -> float | None:
+def _average_pool(module: Any) -> float | None:
     n = _n_dims(module, _AVG_POOL)
     kernel, stride = _tuple(module.kernel_size, n), _tuple(module.stride, n)
     padding = _tuple(module.padding, n)
     window = math.prod(kernel)
-    divisor = getattr(module, "divisor_override", None) or window
-    padded = any(padding)
-    if module.ceil_mode or (padded and not module.count_include_pad):
-        if getattr(module, "divisor_override", None) is None:
-            # Border windows have a divisor of their own, as small as one.
-            divisor = 1
+    override = getattr(module, "divisor_override", None)
+    # Border windows have a divisor of their own, as small as one.
+    own_divisor = module.ceil_mode or (any(padding) and not module.count_include_pad)
+    divisor = override or (1 if own_divisor else window)
     pads = [(p, p) for p in padding]
     overlap = operator_factor(kernel, stride, pads, (1,) * n, "zeros")
     return math.sqrt(window) / divisor * overlap * (1 + 2.0**-50)
 
 
-def _max_pool(module: nn.Module) -> float | None:
+def _max_pool(module: Any) -> float | None:
     # |max x - max y| <= max over the window of |x - y|: each window picks one pixel's change.
     n = _n_dims(module, _MAX_POOL)
     kernel, stride = _tuple(module.kernel_size, n), _tuple(module.stride, n)
@@ -141,14 +140,14 @@ def constant_with_weights(module: nn.Module) -> float | None:
     return norm * factor * (1 + 2.0**-52)
 
 
-def _conv_padding(module: nn.Module) -> tuple[tuple[int, int], ...]:
+def _conv_padding(module: Any) -> tuple[tuple[int, int], ...]:
     if module.padding_mode == "zeros" and not isinstance(module.padding, str):
         return tuple((p, p) for p in module.padding)
     widths = module._reversed_padding_repeated_twice  # last dimension first, left then right
     return tuple(zip(widths[-2::-2], widths[::-2], strict=True))
 
 
-def _batch_norm(module: nn.Module) -> float | None:
+def _batch_norm(module: Any) -> float | None:
     if module.running_var is None:
         return None
     gain = (module.running_var.double() + module.eps).rsqrt()

@@ -42,8 +42,8 @@ def lipschitz_bound(model: nn.Module) -> LipschitzBound:
     r"""A rigorous upper bound of the l2 Lipschitz constant of ``model``, in real arithmetic.
 
     The weights are taken as stored (or, in a constrained layer, as forward uses them now) and
-    bounded in float64 by :func:`spectral_norm_bound`; nothing is believed that a file or an iterative
-    kernel says. What the forward pass itself rounds is not part of it: see ``error`` in
+    bounded in float64 by :func:`spectral_norm_bound`; nothing is believed that a file or an
+    iterative kernel says. What the forward pass itself rounds is not part of it: see ``error`` in
     :func:`lipkernels.metrics.certified_radius`.
 
     ``model``: a layer, or (nested) ``Sequential`` containers of layers, constrained or plain. A

@@ -1,9 +1,10 @@
 """How often a sliding window reads each input element: what turns a kernel's norm into a layer's.
 
-Let K be the kernel of a convolution as a matrix (c_out / groups, c_in / groups * taps), one for each
-group. Every output position reads one patch of the input, padding copies included, so
+Let K be the kernel of a convolution as a matrix (c_out / groups, c_in / groups * taps), one for
+each group. Every output position reads one patch of the input, padding copies included, so
 
-    |conv(x)|^2 <= |K|_2^2 sum over outputs |patch|^2 = |K|_2^2 sum_i n_i x_i^2 <= |K|_2^2 max_i n_i |x|^2
+    |conv(x)|^2 <= |K|_2^2 sum over outputs of |patch|^2 = |K|_2^2 sum_i n_i x_i^2
+                <= |K|_2^2 max_i n_i |x|^2
 
 with n_i the number of (output, tap) pairs that read element i. n factorizes over the dimensions.
 With zero padding, the supremum of one dimension's factor over all sizes is ceil(k g / s), g =

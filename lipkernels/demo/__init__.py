@@ -1,1 +1,1 @@
-"""Train, certify, attack, audit, draw and export, in about a minute: `python -m lipkernels.demo`."""
+"""Train, certify, attack, audit, draw and export, in a minute: `python -m lipkernels.demo`."""

@@ -57,9 +57,10 @@ def stratified_split(labels: Tensor, n_test: int, seed: int = SPLIT_SEED) -> tup
         members = members[torch.randperm(len(members), generator=generator)]
         test.append(members[:n])
         train.append(members[n:])
-    return tuple(
-        part[torch.randperm(len(part), generator=generator)]
-        for part in (torch.cat(train), torch.cat(test))
+    train_index, test_index = torch.cat(train), torch.cat(test)
+    return (
+        train_index[torch.randperm(len(train_index), generator=generator)],
+        test_index[torch.randperm(len(test_index), generator=generator)],
     )
 
 
@@ -112,8 +113,9 @@ def digits_8x8() -> tuple[Tensor, Tensor]:
             "run `pip install scikit-learn`",
             name="sklearn",
         ) from error
-    bunch = load_digits()
-    return torch.from_numpy(bunch.images).float()[:, None] / 16, torch.from_numpy(bunch.target)
+    pixels, labels = load_digits(return_X_y=True)
+    images = torch.as_tensor(pixels, dtype=torch.float32).reshape(-1, 1, 8, 8) / 16
+    return images, torch.as_tensor(labels, dtype=torch.int64)
 
 
 def load(quick: bool = False, validate: bool = False) -> Digits:

@@ -48,6 +48,6 @@ def find_example(
     eps = torch.tensor(list(radii), dtype=x.dtype, device=x.device)
     worst = pgd_l2(twin, x, y, eps, seed=seed)
     with torch.no_grad():
-        said = [net(worst).argmax(1).tolist() for net in (ours, twin)]
+        ours_say, twin_says = ours(worst).argmax(1).tolist(), twin(worst).argmax(1).tolist()
     proven = [certified[index].item() >= r for r in radii]
-    return Example(radii, worst.squeeze(1).cpu(), *said, proven)
+    return Example(radii, worst.squeeze(1).cpu(), ours_say, twin_says, proven)

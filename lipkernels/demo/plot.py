@@ -31,10 +31,17 @@ def _attacked(net: dict[str, Any]) -> tuple[list[float], list[float]]:
     return radii, [100 * share for share in (net["clean"], *net["pgd"].values())]
 
 
-def _label(ax: Axes, at: tuple[float, float], color: str, name: str, detail: str, right: bool):
+def _label(
+    ax: Axes, at: tuple[float, float], color: str, name: str, detail: str, right: bool
+) -> None:
     """A bold name with a line of explanation, right above the curve or left below it."""
     x, ha = (14, "left") if right else (-14, "right")
-    common = {"textcoords": "offset points", "color": color, "ha": ha, "va": "center"}
+    common: dict[str, Any] = {
+        "textcoords": "offset points",
+        "color": color,
+        "ha": ha,
+        "va": "center",
+    }
     y = 32 if right else -12
     ax.annotate(name, at, (x, y), fontsize=14, fontweight="bold", **common)
     ax.annotate(detail, at, (x, y - 17), fontsize=11.5, **common)

@@ -42,7 +42,7 @@ def format_checks(result: dict[str, Any]) -> str:
     verdict = "none broke" if audit["broken"] == 0 else f"{audit['broken']} BROKE"
     reloaded = f"all {n:,} predictions the same" if same == 0 else f"{same} predictions DIFFER"
     lines = [
-        f"Audit     {audit['attacked']:,} certified samples attacked within their radius: {verdict}",
+        f"Audit     {audit['attacked']:,} certified samples attacked in their radius: {verdict}",
         "          (at {:g} times the radius the same attack breaks {}%)".format(
             audit["control_factor"], _percent(audit["control"])
         ),

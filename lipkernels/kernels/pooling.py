@@ -41,7 +41,8 @@ def _setup_context(ctx, inputs, output):
 
 def _backward(ctx, grad):
     x, y = ctx.saved_tensors
-    gradient = reference.l2_norm_pool2d_vjp(grad, x, y, *ctx.arguments, ctx.eps)
+    kernel, stride, padding, ceil_mode = ctx.arguments
+    gradient = reference.l2_norm_pool2d_vjp(grad, x, y, kernel, stride, padding, ceil_mode, ctx.eps)
     return gradient, *[None] * 6
 
 

@@ -1,4 +1,4 @@
-"""``lipkernels::space_to_depth`` and ``lipkernels::depth_to_space``: each is the other's gradient."""
+"""``lipkernels::space_to_depth``, ``lipkernels::depth_to_space``: each is the other's gradient."""
 
 from torch import Tensor
 from torch.library import custom_op

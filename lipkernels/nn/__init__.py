@@ -17,6 +17,8 @@ from lipkernels.nn.conv import (
     SpectralConv1d,
     SpectralConv2d,
     SpectralConv3d,
+)
+from lipkernels.nn.conv_transpose import (
     SpectralConvTranspose1d,
     SpectralConvTranspose2d,
     SpectralConvTranspose3d,

@@ -131,11 +131,11 @@ class Abs(LipschitzFunction):
 class HouseHolder(LipschitzFunction):
     r"""Reflect each pair of channels beyond a learned mirror line, times k.
 
-    ``channels`` must be even; channel i is paired with i + channels/2. The angles ``theta`` (radians)
-    start at pi/2, where the layer sorts each pair. Source: Singla, Singla and Feizi, arXiv
-    2108.04062.
+    ``channels`` must be even; channel i is paired with i + channels/2. The angles ``theta``
+    (radians) start at pi/2, where the layer sorts each pair. Source: Singla, Singla and Feizi,
+    arXiv 2108.04062.
 
-    >>> HouseHolder(2)(torch.tensor([[2.0, 1.0]]))[0].detach()
+    >>> HouseHolder(2)(torch.tensor([[2.0, 1.0]]))[0].detach().round()
     tensor([1., 2.])
     """
 

@@ -9,9 +9,9 @@ from torch import Tensor
 
 
 def check_channels(x: Tensor, ranks: Sequence[int] | None, dim: int, channels: int) -> None:
-    """Raise ValueError unless ``x`` has one of the ``ranks`` and ``channels`` entries along ``dim``.
+    """Raise ValueError unless ``x`` has one of ``ranks`` and ``channels`` entries along ``dim``.
 
-    ``dim`` is negative; None allows any rank that has it.
+    ``dim`` is negative; ``ranks`` None allows any rank that has it.
     """
     if not isinstance(x, Tensor):
         raise TypeError(f"input: expected a Tensor, got {type(x).__name__}")

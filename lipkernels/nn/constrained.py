@@ -1,8 +1,9 @@
 """ConstrainedWeight: the mixin that puts a constraint between a layer's Parameter and its forward.
 
 The Parameter keeps torch.nn's name ``weight``, so that state_dict, optimizers, DDP and plain
-checkpoints see an ordinary layer. The attribute ``layer.weight`` is the constrained weight, computed
-from the Parameter that is there at that moment: nothing is cached, so nothing is ever stale.
+checkpoints see an ordinary layer. The attribute ``layer.weight`` is the constrained weight,
+computed from the Parameter that is there at that moment: nothing is cached, so nothing is ever
+stale.
 """
 
 from __future__ import annotations
@@ -20,9 +21,10 @@ from lipkernels.nn.module import LipschitzModule
 class ConstrainedWeight(LipschitzModule):
     """Comes before a torch.nn layer class in the bases of a constrained layer."""
 
-    in_features: int
     constraint: Constraint
     check: bool
+    u: Tensor
+    bias: nn.Parameter | None
     # The weight that `lipkernels.grouped` computed for the forward in progress.
     _prepared: Tensor | None = None
 
@@ -82,9 +84,12 @@ class ConstrainedWeight(LipschitzModule):
         raw = self.raw_weight
         dtype = self.weight_dtype()
         prepared = self._prepared
-        if prepared is not None and prepared.dtype == dtype:
-            if prepared.requires_grad == (raw.requires_grad and torch.is_grad_enabled()):
-                return prepared
+        tracks_grad = raw.requires_grad and torch.is_grad_enabled()
+        if prepared is not None and (prepared.dtype, prepared.requires_grad) == (
+            dtype,
+            tracks_grad,
+        ):
+            return prepared
         matrix = self.matrix(raw)
         us = [self.u] if self.constraint.uses_vector else []
         results, new_us = self.constraint([matrix], [self.matrix_scale()], us, dtype, self.check)
@@ -128,15 +133,13 @@ class ConstrainedWeight(LipschitzModule):
 
     def _export_into(self, plain: nn.Module) -> nn.Module:
         """Copy the constrained weight and the bias into ``plain``, sharing no storage."""
-        with torch.no_grad(), torch.autocast(self.raw_weight.device.type, enabled=False):
-            parameters = {"weight": self.weight.detach().clone()}
-            if self._parameters.get("bias") is not None:
-                parameters["bias"] = self._parameters["bias"].detach().clone()
-        for name, value in parameters.items():
-            source = self._parameters[name]
-            setattr(plain, name, nn.Parameter(value, requires_grad=source.requires_grad))
-        plain.train(self.training)
-        return plain
+        raw, bias = self.raw_weight, self._parameters.get("bias")
+        with torch.no_grad(), torch.autocast(raw.device.type, enabled=False):
+            weight = self.weight.detach().clone()
+            plain.weight = nn.Parameter(weight, requires_grad=raw.requires_grad)
+            if bias is not None:
+                plain.bias = nn.Parameter(bias.detach().clone(), requires_grad=bias.requires_grad)
+        return plain.train(self.training)
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, k_coef_lip={self.k_coef_lip:g}, {self.constraint}"

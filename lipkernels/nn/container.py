@@ -15,7 +15,7 @@ _SLACK = 1e-9  # float64 rounding of a product of constants
 
 
 def _leaves(container: nn.Sequential, prefix: str = "") -> list[tuple[str, nn.Module]]:
-    """The layers in order, repeated ones repeated; a nested plain Sequential counts as its layers."""
+    """The layers in order, repeated ones repeated; a nested plain Sequential is its layers."""
     leaves: list[tuple[str, nn.Module]] = []
     for name, child in container._modules.items():
         if child is None:
@@ -42,15 +42,15 @@ def _promised_constant(name: str, module: nn.Module) -> float:
 class Sequential(LipschitzModule, nn.Sequential):
     r"""A chain of layers whose l2 Lipschitz constant, as a whole, is ``k_coef_lip``.
 
-    The constants of the layers multiply to the network's. They are rescaled by one common factor, on
-    construction and by :meth:`set_klip_factor`, so that the product is k: layers with weights share
-    it, and their ratios are kept (if none has weights, all Lipschitz modules share it). Plain torch
-    modules with a known constant (ReLU, Flatten, MaxPool, ..) are counted; one without raises
+    The constants of the layers multiply to the network's. They are rescaled by one common factor,
+    on construction and by :meth:`set_klip_factor`, so that the product is k: layers with weights
+    share it, and their ratios are kept (if none has weights, all Lipschitz modules share it). Plain
+    torch modules with a known constant (ReLU, Flatten, MaxPool, ..) are counted; one without raises
     ValueError naming it. Nested containers are counted as what their layers really multiply to.
 
-    A later change of the layers (``append``, a layer's own ``set_klip_factor``) that lifts the product
-    above k makes the next forward raise ValueError; ``set_klip_factor`` shares k out again. Slicing
-    returns a container of the same layers, with their constants as they are.
+    A later change of the layers (``append``, a layer's own ``set_klip_factor``) that lifts the
+    product above k makes the next forward raise ValueError; ``set_klip_factor`` shares k out again.
+    Slicing returns a container of the same layers, with their constants as they are.
 
     >>> from lipkernels.nn import SpectralLinear
     >>> net = Sequential(SpectralLinear(4, 4, k_coef_lip=5.0), SpectralLinear(4, 2), k_coef_lip=1.0)

@@ -1,76 +1,30 @@
-"""Convolutions and transposed convolutions with a Lipschitz constant.
+"""Convolutions with a Lipschitz constant.
 
 The kernel, as a matrix for each group, is given the norm k / sqrt(max_i n_i), n_i the number of
-(output, tap) pairs that read input element i: see :mod:`lipkernels.certify.window` for the proof that
-the convolution's norm is then at most k, whatever the padding, stride, dilation and image size.
+(output, tap) pairs that read input element i: see :mod:`lipkernels.certify.window` for the proof
+that the convolution's norm is then at most k, whatever the padding, stride, dilation and image
+size.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.utils import _pair, _single, _triple  # torch.nn's own argument rule
 
 from lipkernels import constraints
-from lipkernels.certify import LAYER_FORWARDS, operator_factor
+from lipkernels.certify import LAYER_FORWARDS
 from lipkernels.functional import symmetric_pad
 from lipkernels.nn import plain
-from lipkernels.nn.checks import check_channels, check_dtype
-from lipkernels.nn.constrained import ConstrainedWeight
+from lipkernels.nn.conv_geometry import ConstrainedConvNd
 
 _TUPLE = {1: _single, 2: _pair, 3: _triple}
 _PLAIN_CONV = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
-_PLAIN_TRANSPOSE = {1: nn.ConvTranspose1d, 2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}
 
 
-class _ConstrainedConvNd(ConstrainedWeight):
-    """What convolutions and transposed ones share: the matrix view and the factor."""
-
-    # Attributes of the torch.nn layer that this is mixed into.
-    in_channels: int
-    out_channels: int
-    kernel_size: tuple[int, ...]
-    stride: tuple[int, ...]
-    dilation: tuple[int, ...]
-    groups: int
-    padding_mode: str
-    input_size: tuple[int, ...] | None = None
-    _factor: tuple[tuple, float] | None = None
-
-    def matrix(self, weight: Tensor) -> Tensor:
-        """(rows, cols), or (groups, rows, cols): rows are the first dimension of the kernel."""
-        if self.groups == 1:
-            return weight.reshape(weight.shape[0], -1)
-        return weight.reshape(self.groups, weight.shape[0] // self.groups, -1)
-
-    def forward(self, input: Tensor, *args: Any) -> Tensor:
-        n = len(self.kernel_size)
-        check_channels(input, (n + 1, n + 2), -n - 1, self.in_channels)
-        check_dtype(input, self.raw_weight.dtype)
-        return super().forward(input, *args)
-
-    def _padding_pairs(self) -> tuple[tuple[int, int], ...]:
-        raise NotImplementedError
-
-    def operator_factor(self) -> float:
-        """sqrt(max_i n_i) of the geometry as it is now (stride and padding may be reassigned)."""
-        geometry = (
-            tuple(self.kernel_size),
-            tuple(self.stride),
-            self._padding_pairs(),
-            tuple(self.dilation),
-            self.padding_mode,
-            self.input_size,
-        )
-        if self._factor is None or self._factor[0] != geometry:
-            self._factor = (geometry, operator_factor(*geometry))
-        return self._factor[1]
-
-
-class _ConstrainedConv(_ConstrainedConvNd):
+class _ConstrainedConv(ConstrainedConvNd):
     def _build(
         self,
         arguments: tuple,
@@ -92,6 +46,10 @@ class _ConstrainedConv(_ConstrainedConvNd):
                 )
             self.input_size = tuple(size)
 
+    def forward(self, input: Tensor) -> Tensor:
+        self._check(input)
+        return self._conv_forward(input, self.weight, self.bias)
+
     def _n_dims(self) -> int:
         return next(n for n, cls in _PLAIN_CONV.items() if isinstance(self, cls))
 
@@ -109,14 +67,15 @@ class _ConstrainedConv(_ConstrainedConvNd):
                 f" got {tuple(input.shape[-self._n_dims() :])}"
             )
         if self.padding_mode != "symmetric":
-            return super()._conv_forward(input, weight, bias)
+            plain_conv = super()._conv_forward  # pyright: ignore[reportAttributeAccessIssue]
+            return plain_conv(input, weight, bias)
         padded = symmetric_pad(input, self._reversed_padding_repeated_twice)
         n = self._n_dims()
         conv = {1: nn.functional.conv1d, 2: nn.functional.conv2d, 3: nn.functional.conv3d}[n]
         return conv(padded, weight, bias, self.stride, 0, self.dilation, self.groups)
 
     def vanilla_export(self) -> nn.Module:
-        """A plain :mod:`torch.nn` convolution; symmetric padding becomes plain modules before it."""
+        """A plain torch.nn convolution; symmetric padding becomes plain modules before it."""
         symmetric = self.padding_mode == "symmetric"
         layer = _PLAIN_CONV[self._n_dims()](
             self.in_channels,
@@ -226,8 +185,8 @@ class SpectralConv1d(_SpectralConv, nn.Conv1d):
 class SpectralConv2d(_SpectralConv, nn.Conv2d):
     r"""A convolution of l2 operator norm at most ``k_coef_lip`` on images of any size.
 
-    The kernel matrix (c_out / groups, c_in / groups * kh * kw) of each group is k / f times its polar
-    factor (or times V / sigma_max(V) with ``eps_bjorck=None``), f = sqrt(max_i n_i) as in
+    The kernel matrix (c_out / groups, c_in / groups * kh * kw) of each group is k / f times its
+    polar factor (or times V / sigma_max(V) with ``eps_bjorck=None``), f = sqrt(max_i n_i) as in
     :mod:`lipkernels.certify.window`. For zero padding f^2 = prod ceil(k g / s), g = gcd(d, s).
 
     Args:
@@ -267,96 +226,4 @@ class FrobeniusConv3d(_FrobeniusConv, nn.Conv3d):
     """:class:`FrobeniusConv2d` in three dimensions: (N, C, D, H, W)."""
 
 
-class _SpectralConvTranspose(_ConstrainedConvNd):
-    """The constructor of SpectralConvTranspose1d, 2d and 3d."""
-
-    def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        kernel_size: int | tuple[int, ...],
-        stride: int | tuple[int, ...] = 1,
-        padding: int | tuple[int, ...] = 0,
-        output_padding: int | tuple[int, ...] = 0,
-        groups: int = 1,
-        bias: bool = True,
-        dilation: int | tuple[int, ...] = 1,
-        padding_mode: str = "zeros",
-        *,
-        k_coef_lip: float = 1.0,
-        eps_spectral: float = constraints.DEFAULT_EPS_SPECTRAL,
-        eps_bjorck: float | None = constraints.DEFAULT_EPS_BJORCK,
-        beta_bjorck: float | None = None,
-        maxiter_spectral: int = constraints.DEFAULT_MAXITER_SPECTRAL,
-        maxiter_bjorck: int | None = None,
-        check: bool = False,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
-    ) -> None:
-        constraint = constraints.spectral_constraint(
-            eps_spectral, eps_bjorck, beta_bjorck, maxiter_spectral, maxiter_bjorck
-        )
-        self._plain_class().__init__(
-            self,
-            in_channels,
-            out_channels,
-            kernel_size,
-            stride,
-            padding,
-            output_padding,
-            groups,
-            bias,
-            dilation,
-            padding_mode,
-            device,
-            dtype,
-        )
-        self._constrain(constraint, k_coef_lip, check)
-
-    def _plain_class(self) -> type[nn.Module]:
-        return next(cls for cls in _PLAIN_TRANSPOSE.values() if isinstance(self, cls))
-
-    def _padding_pairs(self) -> tuple[tuple[int, int], ...]:
-        # Padding crops the output of a transposed convolution, which can only lower the norm.
-        return ((0, 0),) * len(self.kernel_size)
-
-    def vanilla_export(self) -> nn.Module:
-        """A plain :mod:`torch.nn` transposed convolution with the constrained weight."""
-        layer = self._plain_class()(
-            self.in_channels,
-            self.out_channels,
-            self.kernel_size,
-            self.stride,
-            self.padding,
-            self.output_padding,
-            self.groups,
-            self.bias is not None,
-            self.dilation,
-            self.padding_mode,
-            device="meta",
-        )
-        return self._export_into(layer)
-
-
-class SpectralConvTranspose1d(_SpectralConvTranspose, nn.ConvTranspose1d):
-    """:class:`SpectralConvTranspose2d` in one dimension: (N, C, L)."""
-
-
-class SpectralConvTranspose2d(_SpectralConvTranspose, nn.ConvTranspose2d):
-    r"""A transposed convolution of norm at most ``k_coef_lip``, on inputs of any size.
-
-    It is the adjoint of the convolution with the same kernel, cropped; the matrix of a group is
-    (c_in / groups, c_out / groups * kh * kw), and the factor that of the convolution with zero
-    padding. Arguments as in :class:`torch.nn.ConvTranspose2d` and
-    :class:`lipkernels.nn.SpectralLinear`.
-
-    >>> SpectralConvTranspose2d(8, 3, 2, stride=2)(torch.zeros(1, 8, 4, 4)).shape
-    torch.Size([1, 3, 8, 8])
-    """
-
-
-class SpectralConvTranspose3d(_SpectralConvTranspose, nn.ConvTranspose3d):
-    """:class:`SpectralConvTranspose2d` in three dimensions: (N, C, D, H, W)."""
-
-
-LAYER_FORWARDS.add(_ConstrainedConvNd.forward)
+LAYER_FORWARDS.add(_ConstrainedConv.forward)

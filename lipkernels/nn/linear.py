@@ -80,8 +80,8 @@ class SpectralLinear(_ConstrainedLinear):
 class FrobeniusLinear(_ConstrainedLinear):
     r"""y = x W^T + b with rows (or the whole) of W scaled to Frobenius norm ``k_coef_lip``.
 
-    ``disjoint_neurons=True`` (default): each output neuron by itself is k-Lipschitz, and the layer as
-    a map between vectors k sqrt(out_features)-Lipschitz: that is its :attr:`lipschitz_constant`,
+    ``disjoint_neurons=True`` (default): each output neuron by itself is k-Lipschitz, and the layer
+    as a map between vectors k sqrt(out_features)-Lipschitz: that is its :attr:`lipschitz_constant`,
     which :class:`lipkernels.nn.Sequential` and the certificates count. ``disjoint_neurons=False``:
     the layer is k-Lipschitz, |W|_F = k. The two agree for a single output.
 

@@ -1,9 +1,10 @@
 """Average and L2-norm pooling, scaled to a Lipschitz constant.
 
-A window of w pixels summed with weight 1/sqrt(w), or replaced by its norm, is a 1-Lipschitz function
-of the window. Windows that overlap read a pixel up to n times: dividing by sqrt(n) makes the layer
-1-Lipschitz (the proof is in :mod:`lipkernels.certify.window`). The part of a window that lies
-outside the image (padding, ``ceil_mode``) counts as zeros, for which the same weight is a bound.
+A window of w pixels summed with weight 1/sqrt(w), or replaced by its norm, is a 1-Lipschitz
+function of the window. Windows that overlap read a pixel up to n times: dividing by sqrt(n) makes
+the layer 1-Lipschitz (the proof is in :mod:`lipkernels.certify.window`). The part of a window that
+lies outside the image (padding, ``ceil_mode``) counts as zeros, for which the same weight is a
+bound.
 """
 
 from __future__ import annotations
@@ -89,9 +90,9 @@ class ScaledAvgPool2d(_WindowPool2d):
     r"""y_o = k / sqrt(w n) * (sum of the window o), w its number of pixels, n the overlap.
 
     For windows that do not overlap (``stride`` None) this is sqrt(w) k times the average. Arguments
-    as in :class:`torch.nn.AvgPool2d`. The layer chooses the divisor itself: ``divisor_override``, and
-    ``count_include_pad=False`` with padding, raise ValueError. An image that the windows would cut
-    short raises ValueError unless ``ceil_mode``.
+    as in :class:`torch.nn.AvgPool2d`. The layer chooses the divisor itself: ``divisor_override``,
+    and ``count_include_pad=False`` with padding, raise ValueError. An image that the windows would
+    cut short raises ValueError unless ``ceil_mode``.
 
     Shape: (N, C, H, W) or (C, H, W).
 

@@ -56,8 +56,8 @@ class InvertibleDownSampling(_InvertibleSampling):
         kernel_size: the block, an integer or (ph, pw); it must divide the image (ValueError).
         k_coef_lip: the Lipschitz constant.
         data_format: "channels_first" (N, C, H, W) or "channels_last" (N, H, W, C).
-        mode: order of the channels: "CRD", c ph pw + a pw + d (:class:`torch.nn.PixelUnshuffle`), or
-            "DCR", (a pw + d) C + c (deel-lip up to 1.5.0).
+        mode: order of the channels: "CRD", c ph pw + a pw + d (:class:`torch.nn.PixelUnshuffle`),
+            or "DCR", (a pw + d) C + c (deel-lip up to 1.5.0).
 
     Shape: (N, C, H, W) to (N, C ph pw, H/ph, W/pw). Source: Jacobsen et al., arXiv 1802.07088.
 
@@ -90,8 +90,8 @@ class InvertibleDownSampling(_InvertibleSampling):
 class InvertibleUpSampling(_InvertibleSampling):
     r"""The inverse of :class:`InvertibleDownSampling` with the same arguments (for k = 1).
 
-    Shape: (N, C ph pw, H, W) to (N, C, H ph, W pw). Raises ValueError where ph pw does not divide the
-    number of channels.
+    Shape: (N, C ph pw, H, W) to (N, C, H ph, W pw). Raises ValueError where ph pw does not divide
+    the number of channels.
 
     >>> InvertibleUpSampling(2)(torch.zeros(1, 12, 2, 2)).shape
     torch.Size([1, 3, 4, 4])

@@ -2,8 +2,8 @@
 
 MaxMin:       cat(relu(x), relu(-x)); |x|^2 = |relu(x)|^2 + |relu(-x)|^2 and each entry moves once.
 HouseHolder:  on each pair z, the identity or the reflection H = [[cos t, sin t], [sin t, -cos t]],
-              by the side of the mirror line (cos t/2, sin t/2) that z lies on; continuous across it.
-              At t = pi/2 it sorts the pair (Singla, Singla and Feizi, arXiv 2108.04062).
+              by the side of the mirror line (cos t/2, sin t/2) that z lies on; continuous across
+              it. At t = pi/2 it sorts the pair (Singla, Singla and Feizi, arXiv 2108.04062).
 LPReLU:       x for x >= 0, a x below, with the slope a clamped to [-1, 1].
 """
 
@@ -22,7 +22,7 @@ def max_min(x: Tensor, dim: int) -> Tensor:
 def householder(x: Tensor, theta: Tensor, dim: int, kind: torch.dtype) -> Tensor:
     """``x`` with 2 c entries along ``dim``; entry i is paired with i + c and angle theta_i.
 
-    Computed in ``kind``: cos and sin of a half-precision angle are too coarse for cos^2 + sin^2 = 1.
+    Computed in ``kind``: a half-precision cos and sin are too coarse for cos^2 + sin^2 = 1.
     """
     channels_last = x.movedim(dim, -1)
     a, b = channels_last.to(kind).chunk(2, dim=-1)

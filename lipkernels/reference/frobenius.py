@@ -1,7 +1,7 @@
 """Frobenius normalization W / |W|_F, of the whole matrix or of each row, and its gradient.
 
-|W|_2 <= |W|_F, so the whole matrix has norm at most one, with equality only at rank one. Row by row,
-every output neuron by itself is 1-Lipschitz and the map as a whole sqrt(rows)-Lipschitz.
+|W|_2 <= |W|_F, so the whole matrix has norm at most one, with equality only at rank one. Row by
+row, every output neuron by itself is 1-Lipschitz and the map as a whole sqrt(rows)-Lipschitz.
 
 Gradient, with Wbar = W / |W|_F:   dL/dW = (Gamma - <Gamma, Wbar> Wbar) / |W|_F.
 """

@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 def symmetric_pad(x: Tensor, pad: Sequence[int]) -> Tensor:
-    """``pad`` in the order of :func:`torch.nn.functional.pad`: last dimension first, (left, right)."""
+    """``pad`` as in :func:`torch.nn.functional.pad`: last dimension first, (left, right)."""
     for i in range(len(pad) // 2):
         left, right = pad[2 * i], pad[2 * i + 1]
         dim, size = x.dim() - 1 - i, x.shape[-1 - i]

@@ -7,15 +7,20 @@ Wide convention (m <= n; a tall matrix is transposed at the door):
 U is the closest matrix with orthonormal rows to W in every unitarily invariant norm (Higham,
 "Computing the polar decomposition, with applications", 1986).
 
-Gradient. Let Gamma = dL/dU and T = Gamma U^T. From U U^T = I, dU = Y^T... splits in a rotation
-inside the row space of U and a part orthogonal to it. Differentiating W = P U gives
+Gradient. U U^T = I makes A = dU U^T skew; write dU = A U + N with N U^T = 0. Differentiating
+W = P U (P symmetric) and comparing with its transpose,
 
-    P Y + Y P = T - T^T           (a Lyapunov equation; Y is skew)
+    N = Q dW (I - U^T U),        P A + A P = dW U^T - U dW^T.
+
+The operator A -> P A + A P is self-adjoint, so its inverse moves to the other factor of
+<Gamma, A U>. With Gamma = dL/dU and T = Gamma U^T,
+
+    P Y + Y P = T - T^T                 (a Lyapunov equation; Y is skew)
     dL/dW = Q Gamma + (Y - Q T) U       for m < n
-    dL/dW = Y U                         for m = n, where Q Gamma = Q T U
+    dL/dW = Y U                         for m = n, where N = 0
 
-With P = V diag(p) V^T the Lyapunov equation is diagonal: Y = V [(V^T (T - T^T) V)_ij / (p_i + p_j)] V^T.
-Since Y is skew, <dL/dW, W> = 0 and the exact gradient flow preserves the singular values of W.
+With P = V diag(p) V^T the equation is diagonal: (V^T Y V)_ij = (V^T (T - T^T) V)_ij / (p_i + p_j).
+Since Y is skew, <dL/dW, W> = 0, and the exact gradient flow preserves the singular values of W.
 """
 
 from __future__ import annotations
@@ -23,7 +28,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from lipkernels.reference.scaling import to_unit_magnitude, unscale_gradient
+from lipkernels.reference.scaling import for_products, to_unit_magnitude, unscale_gradient
 
 # The Gram matrix squares the condition number: past this one float32 loses the small end, and
 # everything up to U is done in float64.
@@ -63,14 +68,15 @@ def _newton_schulz_step(u: Tensor) -> Tensor:
 
 def _wide_polar_factor(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     finite = torch.isfinite(x).all(dim=-1, keepdim=True).all(dim=-2, keepdim=True)
-    x = torch.where(finite, x, 0.0)  # LAPACK refuses NaN; the result is set to NaN below
+    kind = x.dtype
+    x = for_products(torch.where(finite, x, 0.0))  # LAPACK refuses NaN; the result is set to it
     vectors, p = _decompose(x)
     ill_conditioned = bool((p[..., -1] > _MAX_CONDITION_FLOAT32 * p[..., 0]).any())
     if ill_conditioned and x.dtype != torch.float64:
         vectors, p = _decompose(x.double())
     u = (_inverse_root(vectors, p) @ x.to(p.dtype)).to(x.dtype)
-    u = _newton_schulz_step(u)
-    return torch.where(finite, u, torch.nan), vectors.to(x.dtype), p.to(x.dtype)
+    u = _newton_schulz_step(u).to(kind)
+    return torch.where(finite, u, torch.nan), vectors.to(kind), p.to(kind)
 
 
 def polar_factor(weight: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -90,6 +96,8 @@ def polar_factor_vjp(grad: Tensor, u: Tensor, vectors: Tensor, p: Tensor, scale:
     """dL/dW from ``grad`` = dL/dU and the results of :func:`polar_factor`."""
     tall = u.shape[-2] > u.shape[-1]
     gamma, wide = (grad.mT, u.mT) if tall else (grad, u)
+    gamma, wide, vectors = for_products(gamma), for_products(wide), for_products(vectors)
+    p = p.to(vectors.dtype)
 
     t = gamma @ wide.mT
     rotated = vectors.mT @ (t - t.mT) @ vectors
@@ -101,4 +109,4 @@ def polar_factor_vjp(grad: Tensor, u: Tensor, vectors: Tensor, p: Tensor, scale:
     else:
         q = _inverse_root(vectors, p)
         result = q @ gamma + (y - q @ t) @ wide
-    return unscale_gradient(result.mT if tall else result, scale)
+    return unscale_gradient((result.mT if tall else result).to(u.dtype), scale)

@@ -2,7 +2,8 @@
 
 d sqrt(s) = ds / (2 sqrt(s)) is infinite at s = 0. With the guard eps of deel.lip.layers,
 
-    dL/ds_o = Gamma_o / (2 (sqrt(s_o) + eps)),     dL/dx_i = x_i  sum over o with i in o of  Gamma_o / (y_o + eps)
+    dL/ds_o = Gamma_o / (2 (sqrt(s_o) + eps)),
+    dL/dx_i = x_i  sum over the windows o that hold i of  Gamma_o / (y_o + eps)
 
 so the gradient at an all-zero window is zero, and the forward pass is exact.
 """

@@ -16,6 +16,18 @@ def compute_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
+def for_products(x: Tensor) -> Tensor:
+    """``x``, in float64 if float32 products are allowed to round to TF32 or bfloat16 (a global
+    switch of torch, :func:`torch.set_float32_matmul_precision`): bounds would not survive that."""
+    settings = {
+        "cuda": torch.backends.cuda.matmul,
+        "cpu": torch.backends.mkldnn.matmul,  # pyright: ignore[reportAttributeAccessIssue]
+    }
+    setting = settings.get(x.device.type)
+    reduced = setting is not None and setting.fp32_precision not in ("ieee", "none")
+    return x.double() if reduced and x.dtype == torch.float32 else x
+
+
 def to_unit_magnitude(matrix: Tensor) -> tuple[Tensor, Tensor]:
     """``(X, s)`` with ``matrix = s X``, s a power of two (..., 1, 1), and max |X| in [1, 2).
 

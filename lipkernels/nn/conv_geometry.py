@@ -1,0 +1,54 @@
+"""What convolutions and transposed convolutions share: the kernel as a matrix, and its factor."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from lipkernels.certify import operator_factor
+from lipkernels.nn.checks import check_channels, check_dtype
+from lipkernels.nn.constrained import ConstrainedWeight
+
+
+class ConstrainedConvNd(ConstrainedWeight):
+    """Comes before the torch.nn convolution class in the bases."""
+
+    # Attributes of the torch.nn layer that this is mixed into.
+    in_channels: int
+    out_channels: int
+    kernel_size: tuple[int, ...]
+    stride: tuple[int, ...]
+    dilation: tuple[int, ...]
+    groups: int
+    padding_mode: str
+    input_size: tuple[int, ...] | None = None
+    _factor: tuple[tuple, float] | None = None
+    padding: tuple[int, ...] | str
+    _reversed_padding_repeated_twice: list[int]
+
+    def matrix(self, weight: Tensor) -> Tensor:
+        """(rows, cols), or (groups, rows, cols): rows are the first dimension of the kernel."""
+        if self.groups == 1:
+            return weight.reshape(weight.shape[0], -1)
+        return weight.reshape(self.groups, weight.shape[0] // self.groups, -1)
+
+    def _check(self, input: Tensor) -> None:
+        n = len(self.kernel_size)
+        check_channels(input, (n + 1, n + 2), -n - 1, self.in_channels)
+        check_dtype(input, self.raw_weight.dtype)
+
+    def _padding_pairs(self) -> tuple[tuple[int, int], ...]:
+        raise NotImplementedError
+
+    def operator_factor(self) -> float:
+        """sqrt(max_i n_i) of the geometry as it is now (stride and padding may be reassigned)."""
+        geometry = (
+            tuple(self.kernel_size),
+            tuple(self.stride),
+            self._padding_pairs(),
+            tuple(self.dilation),
+            self.padding_mode,
+            self.input_size,
+        )
+        if self._factor is None or self._factor[0] != geometry:
+            self._factor = (geometry, operator_factor(*geometry))
+        return self._factor[1]
