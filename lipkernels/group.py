@@ -32,7 +32,7 @@ def prepare(model: nn.Module) -> None:
     for (constraint, dtype, _, _, check), layers in groups.items():
         matrices = [layer.matrix(layer.raw_weight) for layer in layers]
         scales = [layer.matrix_scale() for layer in layers]
-        us = [layer.u for layer in layers] if constraint.uses_vector else []
+        us = [u for layer, m in zip(layers, matrices, strict=True) for u in layer.start_vectors(m)]
         results, new_us = constraint(matrices, scales, us, dtype, check)
         for i, (layer, result) in enumerate(zip(layers, results, strict=True)):
             layer._prepared = result.reshape(layer.raw_weight.shape)

@@ -4,7 +4,7 @@ This package imports torch alone: a certificate must not rest on what it certifi
 """
 
 from lipkernels.certify.matrix import spectral_norm_bound
-from lipkernels.certify.modules import LAYER_FORWARDS, constant_without_weights
+from lipkernels.certify.modules import LAYER_FORWARDS, constant_without_weights, conv_padding
 from lipkernels.certify.network import CHAIN_FORWARDS, LipschitzBound, lipschitz_bound
 from lipkernels.certify.window import max_reads, operator_factor
 
@@ -13,6 +13,7 @@ __all__ = [
     "LAYER_FORWARDS",
     "LipschitzBound",
     "constant_without_weights",
+    "conv_padding",
     "lipschitz_bound",
     "max_reads",
     "operator_factor",

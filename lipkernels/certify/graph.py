@@ -123,7 +123,9 @@ def _function_constant(node: Any, constants: dict[Any, float]) -> float:
     if target in _ONE_LIPSCHITZ or target is operator.neg:
         return constants[node.args[0]]
     if target is torch.linalg.vector_norm:
-        return constants[node.args[0]] if set(node.kwargs) <= {"dim", "keepdim"} else math.inf
+        # A second positional argument would be the order of the norm.
+        euclidean = len(node.args) == 1 and set(node.kwargs) <= {"dim", "keepdim"}
+        return constants[node.args[0]] if euclidean else math.inf
     if target is operator.getitem:
         return constants[node.args[0]] if _selects_once(node) else math.inf
     if target is operator.mul and isinstance(node.args[1], (int, float)):

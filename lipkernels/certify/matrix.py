@@ -93,6 +93,8 @@ def spectral_norm_bound(matrix: Tensor) -> float:
     """
     if matrix.dim() != 2:
         raise ValueError(f"matrix: expected 2 dimensions, got shape {tuple(matrix.shape)}")
+    if not matrix.is_floating_point():
+        raise TypeError(f"matrix: expected a floating-point dtype, got {matrix.dtype}")
     if matrix.numel() == 0:
         return 0.0
     x = matrix.detach().to(device="cpu", dtype=torch.float64)

@@ -21,7 +21,6 @@ _ONE_LIPSCHITZ = (
     nn.ReLU6,
     nn.Hardtanh,
     nn.Tanh,
-    nn.Softplus,
     nn.Softsign,
     nn.LogSigmoid,
     nn.Softshrink,
@@ -43,35 +42,54 @@ _MAX_POOL = (nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d)
 _DROPOUT = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)
 _BATCH_NORM = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
-# Forward functions that are known to apply ``weight`` as the class that they come from does. A
-# subclass with a forward of its own has no rule.
+# Forward functions (and the `_conv_forward` that some of them call) that are known to apply
+# ``weight`` as the class that they come from does. A subclass with one of its own has no rule.
 LAYER_FORWARDS: set[Callable[..., object]] = {
     cls.forward for cls in (nn.Linear, nn.PReLU, *_CONV, *_CONV_TRANSPOSE, *_BATCH_NORM)
-}
+} | {cls._conv_forward for cls in _CONV}
+# These accept inputs of any size, whatever an attribute ``input_size`` says.
+_CONV_OF_ANY_SIZE = {cls._conv_forward for cls in _CONV}
+
+# softplus turns into x beyond its threshold; from here on the step is below float32's resolution.
+_SMOOTH_SOFTPLUS = 20.0
+
+
+def has_own_forward(module: nn.Module) -> bool:
+    """Whether ``forward`` was replaced on the instance, so that its class says nothing about it."""
+    return "forward" in vars(module)
 
 
 def constant_without_weights(module: nn.Module) -> float | None:
     """l2 Lipschitz constant of a torch.nn module that has no trained weights; None if unknown."""
-    if type(module) in _ONE_LIPSCHITZ:
+    kind = type(module)  # a subclass may compute anything
+    if has_own_forward(module):
+        return None
+    if kind in _ONE_LIPSCHITZ:
         return 1.0
-    if isinstance(module, nn.LeakyReLU):
-        return max(1.0, abs(module.negative_slope))
-    if isinstance(module, nn.ELU):
-        return max(1.0, abs(module.alpha))
-    if isinstance(module, nn.Sigmoid):
+    if kind is nn.LeakyReLU:
+        return _at_least_one(module.negative_slope)
+    if kind is nn.ELU:
+        return _at_least_one(module.alpha)
+    if kind is nn.Sigmoid:
         return 0.25
-    if isinstance(module, _DROPOUT):
+    if kind is nn.Softplus:
+        return 1.0 if module.threshold >= _SMOOTH_SOFTPLUS else None
+    if kind in _DROPOUT:
         # Survivors are multiplied by 1 / (1 - p) in training.
         return 1.0 if not module.training else _inverse(1.0 - module.p)
-    if isinstance(module, _AVG_POOL):
+    if kind in _AVG_POOL:
         return _average_pool(module)
-    if isinstance(module, _MAX_POOL):
+    if kind in _MAX_POOL:
         return _max_pool(module)
     return None
 
 
 def _inverse(x: float) -> float:
-    return math.inf if x <= 0 else 1.0 / x
+    return math.inf if x <= 0 else math.nextafter(1.0 / x, math.inf)
+
+
+def _at_least_one(slope: float) -> float:
+    return math.inf if math.isnan(slope) else max(1.0, abs(slope))
 
 
 def _tuple(value: int | tuple[int, ...], n: int) -> tuple[int, ...]:
@@ -90,7 +108,7 @@ def _average_pool(module: Any) -> float | None:
     override = getattr(module, "divisor_override", None)
     # Border windows have a divisor of their own, as small as one.
     own_divisor = module.ceil_mode or (any(padding) and not module.count_include_pad)
-    divisor = override or (1 if own_divisor else window)
+    divisor = abs(override or (1 if own_divisor else window))
     pads = [(p, p) for p in padding]
     overlap = operator_factor(kernel, stride, pads, (1,) * n, "zeros")
     return math.sqrt(window) / divisor * overlap * (1 + 2.0**-50)
@@ -113,38 +131,48 @@ def constant_with_weights(module: nn.Module) -> float | None:
 
     ``module.weight`` is read once, as the attribute that forward uses, and bounded as stored.
     """
-    if type(module).forward not in LAYER_FORWARDS:
+    if has_own_forward(module) or type(module).forward not in LAYER_FORWARDS:
         return None
     if isinstance(module, nn.Linear):
         return spectral_norm_bound(module.weight)
-    if isinstance(module, _CONV):
-        factor = operator_factor(
-            module.kernel_size,
-            module.stride,
-            _conv_padding(module),
-            module.dilation,
-            module.padding_mode,
-            getattr(module, "input_size", None),
-        )
-    elif isinstance(module, _CONV_TRANSPOSE):
-        pads = [(0, 0)] * len(module.kernel_size)
-        factor = operator_factor(module.kernel_size, module.stride, pads, module.dilation, "zeros")
-    elif isinstance(module, nn.PReLU):
+    if isinstance(module, (*_CONV, *_CONV_TRANSPOSE)):
+        return _convolution(module)
+    if isinstance(module, nn.PReLU):
         return max(1.0, float(module.weight.detach().abs().max()))
-    elif isinstance(module, _BATCH_NORM) and not module.training:
+    if isinstance(module, _BATCH_NORM) and not module.training:
         return _batch_norm(module)
+    return None
+
+
+def _convolution(module: Any) -> float | None:
+    weight = module.weight
+    kernel = tuple(weight.shape[2:])  # what counts in forward; `kernel_size` is only a record of it
+    n = len(kernel)
+    stride, dilation = _tuple(module.stride, n), _tuple(module.dilation, n)
+    if isinstance(module, _CONV):
+        conv_forward = type(module)._conv_forward
+        if conv_forward not in LAYER_FORWARDS or "_conv_forward" in vars(module):
+            return None
+        pads, mode = conv_padding(module), module.padding_mode
+        size = None if conv_forward in _CONV_OF_ANY_SIZE else module.input_size
     else:
-        return None
-    matrices = _matrices(module.weight, module.groups)
-    norm = max((spectral_norm_bound(k) for k in matrices), default=0.0)
+        pads, mode, size = ((0, 0),) * n, "zeros", None
+    factor = operator_factor(kernel, stride, pads, dilation, mode, size)
+    norm = max((spectral_norm_bound(k) for k in _matrices(weight, module.groups)), default=0.0)
     return norm * factor * (1 + 2.0**-52)
 
 
-def _conv_padding(module: Any) -> tuple[tuple[int, int], ...]:
-    if module.padding_mode == "zeros" and not isinstance(module.padding, str):
-        return tuple((p, p) for p in module.padding)
-    widths = module._reversed_padding_repeated_twice  # last dimension first, left then right
-    return tuple(zip(widths[-2::-2], widths[::-2], strict=True))
+def conv_padding(module: Any) -> tuple[tuple[int, int], ...]:
+    """(left, right) of each dimension, as the forward of a torch.nn convolution pads."""
+    if module.padding_mode != "zeros":
+        widths = module._reversed_padding_repeated_twice  # last dimension first, left then right
+        return tuple((widths[i], widths[i + 1]) for i in range(len(widths) - 2, -1, -2))
+    if module.padding == "valid":
+        return ((0, 0),) * len(module.kernel_size)
+    if module.padding == "same":
+        totals = [d * (k - 1) for d, k in zip(module.dilation, module.kernel_size, strict=True)]
+        return tuple((total // 2, total - total // 2) for total in totals)
+    return tuple((p, p) for p in module.padding)
 
 
 def _batch_norm(module: Any) -> float | None:

@@ -13,6 +13,7 @@ from lipkernels.certify.modules import (
     constant_with_weights,
     constant_without_weights,
     finite_parameters,
+    has_own_forward,
 )
 
 # Forward functions that apply the children in order and do nothing else.
@@ -48,7 +49,8 @@ def lipschitz_bound(model: nn.Module) -> LipschitzBound:
 
     ``model``: a layer, or (nested) ``Sequential`` containers of layers, constrained or plain. A
     module that defines ``certified_lipschitz_constant()`` (a float) is taken at its word: for your
-    own modules. Raises TypeError naming the module that has no rule, or forward hooks.
+    own modules. Raises TypeError naming the module that has no rule, forward hooks, or a forward
+    that was replaced on the instance.
 
     >>> import torch
     >>> layer = nn.Linear(4, 4)
@@ -62,7 +64,7 @@ def lipschitz_bound(model: nn.Module) -> LipschitzBound:
 
 
 def _walk(module: nn.Module, name: str, layers: dict[str, float]) -> float:
-    _refuse_hooks(module, name)
+    _refuse_tampering(module, name)
     if type(module).forward in CHAIN_FORWARDS:
         value = 1.0
         # Not named_children(): it passes over the second use of a layer.
@@ -76,7 +78,9 @@ def _walk(module: nn.Module, name: str, layers: dict[str, float]) -> float:
     return bound
 
 
-def _refuse_hooks(module: nn.Module, name: str) -> None:
+def _refuse_tampering(module: nn.Module, name: str) -> None:
+    if has_own_forward(module):
+        raise TypeError(_no_rule(module, name, "its forward was replaced on the instance"))
     hooks = [*module._forward_pre_hooks.values(), *module._forward_hooks.values()]
     if not all(getattr(hook, "keeps_output", False) for hook in hooks):
         raise TypeError(_no_rule(module, name, "it has forward hooks, which may change its output"))
@@ -97,7 +101,10 @@ def _layer_bound(module: nn.Module, name: str) -> float:
 def _rule(module: nn.Module) -> float | None:
     declared = getattr(module, "certified_lipschitz_constant", None)
     if declared is not None:
-        return float(declared())
+        constant = float(declared())
+        if constant < 0:
+            raise NoRuleError(f"its certified_lipschitz_constant() is negative, {constant!r}")
+        return constant
     if isinstance(module, fx.GraphModule):
         return graph_constant(module)
     without = constant_without_weights(module)

@@ -19,6 +19,8 @@ import functools
 import math
 from collections.abc import Sequence
 
+_MODES = ("zeros", "reflect", "replicate", "circular", "symmetric")
+
 
 def _source(position: int, size: int, mode: str) -> int | None:
     """The input element that the padded ``position`` (0 = first real one) copies."""
@@ -40,6 +42,25 @@ def _smallest_size(left: int, right: int, mode: str) -> int:
     return {"reflect": widest + 1, "circular": max(widest, 1), "symmetric": max(widest, 1)}.get(
         mode, 1
     )
+
+
+def _check_window(kernel: int, stride: int, dilation: int, mode: str) -> None:
+    if min(kernel, stride, dilation) < 1:
+        raise ValueError(
+            "window: expected a kernel size, stride and dilation of at least 1, got"
+            f" {kernel}, {stride} and {dilation}"
+        )
+    if mode not in _MODES:
+        raise ValueError(f"padding_mode: expected one of {_MODES}, got {mode!r}")
+
+
+def _check_size(size: int, extent: int, left: int, right: int, mode: str) -> None:
+    least = max(_smallest_size(left, right, mode), extent - left - right)
+    if size < least:
+        raise ValueError(
+            f"size: expected at least {least} for a kernel that spans {extent} and {mode} padding"
+            f" of {left} and {right}, got {size}"
+        )
 
 
 def _reads_at_size(
@@ -69,9 +90,12 @@ def max_reads(
     """Largest number of (output, tap) pairs that read one input element, in one dimension.
 
     ``left`` and ``right`` are the padding widths, ``mode`` one of zeros, reflect, replicate,
-    circular, symmetric. ``size`` None: the largest over all sizes that the padding allows.
+    circular, symmetric. ``size`` None: the largest over all sizes that the padding allows. Raises
+    ValueError for a window or a size that no convolution has.
     """
+    _check_window(kernel, stride, dilation, mode)
     if size is not None:
+        _check_size(size, dilation * (kernel - 1) + 1, left, right, mode)
         return _reads_at_size(kernel, stride, left, right, dilation, mode, size)
     unpadded = math.ceil(kernel * math.gcd(dilation, stride) / stride)
     if mode == "zeros" or left == right == 0:

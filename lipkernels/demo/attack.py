@@ -35,12 +35,17 @@ def pgd_l2(
     restarts: int = RESTARTS,
     seed: int = 0,
 ) -> Tensor:
-    r"""Adversarial images within `eps` of `images`: the worst that each run of gradient steps met.
+    r"""Adversarial images within `eps` of `images`: the worst point that the gradient steps met.
 
     Ascends the margin :math:`\max_{j \ne y} f_j(x + \delta) - f_y(x + \delta)` by normalized
-    gradient steps of length :math:`2.5\,\epsilon / \text{steps}`, projected on
-    :math:`\|\delta\|_2 \le \epsilon`, from random starts in the ball. Pixels may leave [0, 1]: an
-    l2 certificate covers those points too, and an attacker who may use them is the stronger one.
+    gradient steps, projected on :math:`\|\delta\|_2 \le \epsilon`, once from the image itself and
+    then from random points of the ball. Pixels may leave [0, 1]: an l2 certificate covers those
+    points too, and an attacker who may use them is the stronger one.
+
+    Step k is :math:`\epsilon (1 - k / \text{steps})` long. With the customary constant
+    :math:`2.5\,\epsilon / \text{steps}` the angle to the best direction of a linear net shrinks
+    by :math:`\tan(\theta / 2) = e^{-2.5}` only: 9 degrees are left, and 1.3% of the radius is
+    wasted, more than what separates these certificates from the truth.
 
     `eps` is one number or one per image, (n,). Returns (n, c, h, w). Madry et al., "Towards deep
     learning models resistant to adversarial attacks" (arXiv:1706.06083), in l2.
@@ -58,8 +63,8 @@ def pgd_l2(
         p.requires_grad_(False)  # the attack needs the gradient of the image only
     worst = images.clone()
     worst_margin = _margin(net(images), labels)
-    for _ in range(restarts):
-        delta = _start(images, eps, generator)
+    for run in range(restarts):
+        delta = _start(images, eps, generator) if run else torch.zeros_like(images)
         for step in range(steps + 1):
             point = (images + delta).requires_grad_()
             margin = _margin(net(point), labels)
@@ -69,7 +74,7 @@ def pgd_l2(
             if step == steps:
                 break
             (slope,) = torch.autograd.grad(margin.sum(), point)
-            delta = delta + (2.5 / steps) * eps * slope / _norm(slope)
+            delta = delta + (1 - step / steps) * eps * slope / _norm(slope)
             delta = delta * (eps / _norm(delta)).clamp_max(1)
     for p, flag in frozen.items():
         p.requires_grad_(flag)

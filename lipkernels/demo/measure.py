@@ -20,7 +20,7 @@ from lipkernels.demo.attack import pgd_l2
 # ROUNDING_SAFETY. That is an estimate; it costs about 1e-5 of radius.
 ROUNDING_SAFETY = 4.0
 
-CONTROL = 1.1
+CONTROL = 1.05
 
 
 @dataclass(frozen=True)

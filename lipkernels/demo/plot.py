@@ -94,7 +94,9 @@ def _strip(figure: Figure, ax: Axes, example: Example) -> None:
     for k, r in enumerate(example.radii):
         centre = LEFT + WIDTH * (r - low) / (high - low)
         cell = figure.add_axes((centre - side / 2, 0.107, side, side * width / height))
-        cell.imshow(example.images[k], cmap="gray_r", vmin=0, vmax=1, interpolation="nearest")
+        cell.imshow(
+            example.images[k].numpy(), cmap="gray_r", vmin=0, vmax=1, interpolation="nearest"
+        )
         cell.set_xticks([])
         cell.set_yticks([])
         for spine in cell.spines.values():
@@ -122,7 +124,7 @@ def _title(figure: Figure, result: dict[str, Any]) -> None:
         fontsize=18, fontweight="bold", color=INK, va="center",
     )  # fmt: skip
     figure.text(
-        0.035, 0.905, f"{data['name']}, {data['test']:,} {data['part']} images. "
+        0.035, 0.905, f"{data['name']}, {data['test']:,} {data['part']}. "
         f"{result['shape']}. PGD, {result['attack']['steps']} steps.",
         fontsize=12, color=GREY, va="center",
     )  # fmt: skip

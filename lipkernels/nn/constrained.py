@@ -83,18 +83,24 @@ class ConstrainedWeight(LipschitzModule):
     def _constrained_weight(self) -> Tensor:
         raw = self.raw_weight
         dtype = self.weight_dtype()
-        prepared = self._prepared
-        tracks_grad = raw.requires_grad and torch.is_grad_enabled()
-        if prepared is not None and (prepared.dtype, prepared.requires_grad) == (
-            dtype,
-            tracks_grad,
-        ):
-            return prepared
+        if self._prepared is not None:
+            wanted = (dtype, raw.requires_grad and torch.is_grad_enabled())
+            if (self._prepared.dtype, self._prepared.requires_grad) == wanted:
+                return self._prepared
         matrix = self.matrix(raw)
-        us = [self.u] if self.constraint.uses_vector else []
+        us = self.start_vectors(matrix)
         results, new_us = self.constraint([matrix], [self.matrix_scale()], us, dtype, self.check)
         self._remember(new_us)
         return results[0].reshape(raw.shape)
+
+    def start_vectors(self, matrix: Tensor) -> list[Tensor]:
+        """Where the power iteration starts: one vector, or none for a constraint without one."""
+        if not self.constraint.uses_vector:
+            return []
+        # A module built on the meta device gets its weights, not this buffer, from a checkpoint.
+        if self.u.device != matrix.device or self.u.shape != matrix.shape[:-1]:
+            self.u = initial_vector(matrix.detach())
+        return [self.u]
 
     def _remember(self, us: list[Tensor]) -> None:
         """Keep the power iteration's vector for the next training step."""
@@ -114,6 +120,8 @@ class ConstrainedWeight(LipschitzModule):
                 for block in matrix.reshape(-1, *matrix.shape[-2:]):
                     nn.init.orthogonal_(block)
                 raw.copy_(matrix.reshape(raw.shape))
+            if self._buffers.get("u") is not None:
+                self.u = initial_vector(self.matrix(raw))
             bias = self._parameters.get("bias")
             if bias is not None:
                 fan_in = matrix.shape[-1] if raw.numel() else 0

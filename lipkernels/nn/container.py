@@ -20,11 +20,21 @@ def _leaves(container: nn.Sequential, prefix: str = "") -> list[tuple[str, nn.Mo
     for name, child in container._modules.items():
         if child is None:
             continue
-        if isinstance(child, nn.Sequential) and type(child).forward is nn.Sequential.forward:
+        if isinstance(child, nn.Sequential) and type(child).forward in CHAIN_FORWARDS:
             leaves += _leaves(child, f"{prefix}{name}.")
         else:
             leaves.append((f"{prefix}{name}", child))
     return leaves
+
+
+def _nested(container: nn.Sequential) -> list[Sequential]:
+    """The Lipschitz containers whose layers are among the leaves of ``container``."""
+    nested: list[Sequential] = []
+    for child in container._modules.values():
+        if isinstance(child, nn.Sequential) and type(child).forward in CHAIN_FORWARDS:
+            nested += [child] if isinstance(child, Sequential) else []
+            nested += _nested(child)
+    return nested
 
 
 def _promised_constant(name: str, module: nn.Module) -> float:
@@ -88,10 +98,11 @@ class Sequential(LipschitzModule, nn.Sequential):
             self._check_product()
             return
         ratio = (self.k_coef_lip / product) ** (1 / len(shared))
-        if ratio == 1.0:
-            return
-        for layer in dict.fromkeys(shared):  # one that occurs twice has its share twice
-            layer.set_klip_factor(layer.k_coef_lip * ratio)
+        if ratio != 1.0:
+            for layer in dict.fromkeys(shared):  # one that occurs twice has its share twice
+                layer.set_klip_factor(layer.k_coef_lip * ratio)
+        for container in _nested(self):
+            container._k_coef_lip = container.layers_constant()
 
     def _check_product(self) -> None:
         product = self.layers_constant()
@@ -117,7 +128,7 @@ class Sequential(LipschitzModule, nn.Sequential):
 
     def condense(self) -> None:
         """Condense every layer, in place."""
-        for _, layer in _leaves(self):
+        for layer in dict.fromkeys(layer for _, layer in _leaves(self)):
             if isinstance(layer, LipschitzModule):
                 layer.condense()
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.modules.utils import _pair, _single, _triple  # torch.nn's own argument rule
 
 from lipkernels import constraints
-from lipkernels.certify import LAYER_FORWARDS
+from lipkernels.certify import LAYER_FORWARDS, conv_padding
 from lipkernels.functional import symmetric_pad
 from lipkernels.nn import plain
 from lipkernels.nn.conv_geometry import ConstrainedConvNd
@@ -54,11 +54,7 @@ class _ConstrainedConv(ConstrainedConvNd):
         return next(n for n, cls in _PLAIN_CONV.items() if isinstance(self, cls))
 
     def _padding_pairs(self) -> tuple[tuple[int, int], ...]:
-        """(left, right) of each dimension, as forward will pad."""
-        if self.padding_mode == "zeros" and not isinstance(self.padding, str):
-            return tuple((p, p) for p in self.padding)
-        widths = self._reversed_padding_repeated_twice  # last dimension first, left then right
-        return tuple(zip(widths[-2::-2], widths[::-2], strict=True))
+        return conv_padding(self)
 
     def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         if self.input_size is not None and tuple(input.shape[-self._n_dims() :]) != self.input_size:

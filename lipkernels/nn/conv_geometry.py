@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from torch import Tensor
+from torch.nn.modules.utils import _ntuple  # torch.nn's own argument rule
 
 from lipkernels.certify import operator_factor
 from lipkernels.nn.checks import check_channels, check_dtype
@@ -41,11 +42,13 @@ class ConstrainedConvNd(ConstrainedWeight):
 
     def operator_factor(self) -> float:
         """sqrt(max_i n_i) of the geometry as it is now (stride and padding may be reassigned)."""
+        kernel = tuple(self.raw_weight.shape[2:])  # what counts in forward, not `kernel_size`
+        as_tuple = _ntuple(len(kernel))
         geometry = (
-            tuple(self.kernel_size),
-            tuple(self.stride),
+            kernel,
+            as_tuple(self.stride),
             self._padding_pairs(),
-            tuple(self.dilation),
+            as_tuple(self.dilation),
             self.padding_mode,
             self.input_size,
         )

@@ -16,8 +16,11 @@ from lipkernels.reference.scaling import to_unit_magnitude, unscale_gradient
 
 def _inverse_norm(x: Tensor, per_row: bool) -> Tensor:
     dims = (-1,) if per_row else (-2, -1)
-    norm = torch.linalg.vector_norm(x, dim=dims, keepdim=True)
-    return torch.where(norm == 0, 0.0, 1.0 / norm)
+    # float64: a float32 sum of a thousand equal squares is already too small by more than rounding.
+    norm = torch.linalg.vector_norm(x, dim=dims, keepdim=True, dtype=torch.float64)
+    inverse = torch.where(norm == 0, 0.0, 1.0 / norm)
+    inverse = torch.where(torch.isinf(norm), torch.nan, inverse)  # 1 / inf would hide the infinity
+    return inverse.to(x.dtype)
 
 
 def _unit_scale(weight: Tensor, per_row: bool) -> tuple[Tensor, Tensor]:

@@ -5,8 +5,9 @@ result of :func:`scale_and_round` has sigma_max <= scale *after* rounding.
 
 float32 and float64: the matrix is shrunk by a margin a few times the rounding of the operation that
 made it. float16 and bfloat16: the norm of the rounded matrix is computed in float64; where it
-exceeds the scale, the matrix is divided by that norm and rounded once more; should that still
-exceed it, the worst case |rounding|_2 <= |rounding|_F is paid in full.
+exceeds the scale, the matrix is divided by that norm, and by a little more each time, and rounded
+again; should the last attempt still exceed it, the worst case |rounding|_2 <= |rounding|_F is paid
+in full.
 """
 
 from __future__ import annotations
@@ -17,6 +18,10 @@ from torch import Tensor
 # In float32 the polar factor's largest singular value was at most 1 + 4e-7 over all tested shapes
 # (see tests/test_soundness.py); float64 likewise, with sigma known to 1e-10.
 _MARGIN = {torch.float32: 2.0**-21, torch.float64: 2.0**-44}
+
+# An orthogonal matrix that is already on the bfloat16 grid takes three or four; the worst case would
+# cost it 6% of its norm at 64 x 64 and 11% at 256 x 256.
+_ATTEMPTS = 5
 
 
 def _norm(x: Tensor) -> Tensor:
@@ -42,14 +47,21 @@ def scale_and_round(x: Tensor, scale: float, dtype: torch.dtype) -> Tensor:
     """``scale * x`` in ``dtype``, of spectral norm at most ``scale``; x has norm at most one."""
     if dtype in _MARGIN:
         return (x * (scale * (1 - _MARGIN[dtype]))).to(dtype)
-    first = (x * scale).to(dtype)
-    first_norm = _norm(first)
-    shrink = scale / torch.maximum(first_norm, torch.full_like(first_norm, scale))
-    second = (x * (scale * shrink * (1 - torch.finfo(dtype).eps / 16))).to(dtype)
+    eps = torch.finfo(dtype).eps
+    rounded = (x * scale).to(dtype)
+    norm = _norm(rounded)
+    factor = torch.ones_like(norm)
+    for attempt in range(_ATTEMPTS):
+        too_large = norm > scale
+        if not bool(too_large.any()):
+            break
+        smaller = factor * (scale / norm) * (1 - eps * 2.0 ** (attempt - 4))
+        factor = torch.where(too_large, smaller, factor)
+        rounded = (x * (scale * factor)).to(dtype)
+        norm = _norm(rounded)
     last = (x * (scale * _worst_case_factor(x, scale, dtype))).to(dtype)
-    # A NaN norm fails both comparisons, and `last` carries the NaN on.
-    rounded = torch.where(_norm(second) <= scale, second, last)
-    return torch.where(first_norm <= scale, first, rounded)
+    # A NaN norm fails the comparison, and `last` carries the NaN on.
+    return torch.where(norm <= scale, rounded, last)
 
 
 def scale_and_round_frobenius(x: Tensor, scale: float, dtype: torch.dtype) -> Tensor:
