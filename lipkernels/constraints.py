@@ -6,6 +6,7 @@ Calling one returns the constrained matrices and the power-iteration vectors for
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -118,6 +119,15 @@ DEFAULT_MAXITER_SPECTRAL = 10
 DEFAULT_MAXITER_BJORCK = 15
 
 
+def checked_constant(k: float) -> float:
+    """``k`` as a float, or a ValueError / TypeError that names it."""
+    if isinstance(k, bool) or not isinstance(k, (int, float)):
+        raise TypeError(f"k_coef_lip: expected a number, got {type(k).__name__}")
+    if not 0 < k < math.inf:
+        raise ValueError(f"k_coef_lip: expected a positive finite number, got {k!r}")
+    return float(k)
+
+
 def _checked_tolerance(name: str, value: float) -> None:
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not value > 0:
         raise ValueError(f"{name}: expected a number > 0, got {value!r}")
@@ -147,7 +157,9 @@ def spectral_constraint(
         _checked_tolerance("eps_bjorck", eps_bjorck)
     if maxiter_bjorck is not None:
         _checked_count("maxiter_bjorck", maxiter_bjorck)
-    if beta_bjorck is not None and not 0 < beta_bjorck <= 0.5:
+    if beta_bjorck is not None and not (
+        isinstance(beta_bjorck, (int, float)) and 0 < beta_bjorck <= 0.5
+    ):
         raise ValueError(f"beta_bjorck: expected a number in (0, 0.5], got {beta_bjorck!r}")
     named = beta_bjorck is not None or maxiter_bjorck is not None
     if eps_bjorck is None:

@@ -25,10 +25,8 @@ class _Parametrization(nn.Module):
 
     def __init__(self, constraint: constraints.Constraint, k_coef_lip: float) -> None:
         super().__init__()
-        if not 0 < k_coef_lip < float("inf"):
-            raise ValueError(f"k_coef_lip: expected a positive finite number, got {k_coef_lip!r}")
         self.constraint = constraint
-        self.k_coef_lip = float(k_coef_lip)
+        self.k_coef_lip = constraints.checked_constant(k_coef_lip)
         self.register_buffer("u", None, persistent=False)
 
     def forward(self, weight: Tensor) -> Tensor:

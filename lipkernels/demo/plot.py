@@ -53,15 +53,16 @@ def _curves(ax: Axes, result: dict[str, Any], curve: tuple[list[float], list[flo
     edge = {"markeredgecolor": "white", "markeredgewidth": 1.4, "clip_on": False}
     ax.fill_between(x, y, color=BLUE, alpha=0.09, linewidth=0)
     ax.plot(x, y, color=BLUE, linewidth=2.6, solid_capstyle="round")
-    ax.plot(*_attacked(result["lipschitz"]), "o", color=BLUE, markersize=8, zorder=4, **edge)
+    held = _attacked(result["lipschitz"])
+    ax.plot(*held, "o", color=BLUE, markersize=8, zorder=4, **edge)
     fallen = _attacked(result["twin"])
     ax.plot(*fallen, "-s", color=VERMILLION, linewidth=2.2, markersize=6.5, zorder=3, **edge)
     ax.set_xlim(-0.02 * limit, 1.02 * limit)
     ax.set_ylim(0, 102)
 
-    at = min(range(len(x)), key=lambda i: abs(y[i] - 65))
-    detail = "line: proven    dots: under attack"
-    _label(ax, (x[at], y[at]), BLUE, "1-Lipschitz network", detail, right=True)
+    # Beside the dot nearest to 85%: from there on all dots and the line lie lower.
+    anchor = min(zip(*held, strict=True), key=lambda point: abs(point[1] - 85))
+    _label(ax, anchor, BLUE, "1-Lipschitz network", "line: proven    dots: attacked", right=True)
     middle = min(zip(*fallen, strict=True), key=lambda point: abs(point[1] - 40))
     _label(ax, middle, VERMILLION, "its ReLU twin", "under attack, not proven", right=False)
 

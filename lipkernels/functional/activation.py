@@ -11,6 +11,8 @@ from lipkernels.reference import activation as _activation
 
 
 def _checked_dim(x: Tensor, dim: int) -> int:
+    if not isinstance(x, Tensor):
+        raise TypeError(f"input: expected a Tensor, got {type(x).__name__}")
     if not -x.dim() <= dim < x.dim():
         raise ValueError(f"dim: expected one of the input's {x.dim()} dimensions, got {dim}")
     return dim % x.dim()

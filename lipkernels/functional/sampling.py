@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from torch import Tensor
@@ -11,7 +12,7 @@ from lipkernels.kernels import sampling as _sampling
 
 
 def checked_pair(block: int | Sequence[int]) -> tuple[int, int]:
-    pair = (block, block) if isinstance(block, int) else tuple(block)
+    pair = tuple(block) if isinstance(block, Sequence) else (block, block)
     if len(pair) != 2 or not all(isinstance(p, int) and p > 0 for p in pair):
         raise ValueError(f"block: expected a positive integer or a pair of them, got {block!r}")
     return pair
@@ -24,11 +25,25 @@ def _checked_image(x: Tensor, mode: str, data_format: str) -> tuple[bool, tuple[
         raise ValueError(
             f"data_format: expected 'channels_first' or 'channels_last', got {data_format!r}"
         )
+    if not isinstance(x, Tensor):
+        raise TypeError(f"input: expected a Tensor, got {type(x).__name__}")
     if x.dim() != 4:
         raise ValueError(f"input: expected 4 dimensions (a batch of images), got {tuple(x.shape)}")
     last = data_format == "channels_last"
     c, h, w = x.shape[3 if last else 1], x.shape[1 if last else 2], x.shape[2 if last else 3]
     return last, (c, h, w)
+
+
+def _checked_factor(x: Tensor, scale: float) -> float:
+    if isinstance(scale, bool) or not isinstance(scale, (int, float)):
+        raise TypeError(f"scale: expected a number, got {scale!r}")
+    if not 0 < scale < math.inf:
+        raise ValueError(f"scale: expected a positive finite number, got {scale!r}")
+    if scale != 1 and not (x.is_floating_point() or x.is_complex()):
+        raise TypeError(
+            f"input: expected a floating-point dtype for a scale of {scale}, got {x.dtype}"
+        )
+    return float(scale)
 
 
 def space_to_depth(
@@ -56,8 +71,9 @@ def space_to_depth(
         raise ValueError(
             f"input: expected a height and width divisible by {ph} x {pw}, got {h} x {w}"
         )
+    factor = _checked_factor(x, scale)
     name = backends.resolve("space_to_depth", _sampling.SPACE_TO_DEPTH, x.device, backend)
-    return _sampling.space_to_depth(x, ph, pw, mode, last, float(scale), name)
+    return _sampling.space_to_depth(x, ph, pw, mode, last, factor, name)
 
 
 def depth_to_space(
@@ -82,5 +98,6 @@ def depth_to_space(
     last, (c, _, _) = _checked_image(x, mode, data_format)
     if c % (ph * pw):
         raise ValueError(f"input: expected a number of channels divisible by {ph * pw}, got {c}")
+    factor = _checked_factor(x, scale)
     name = backends.resolve("depth_to_space", _sampling.DEPTH_TO_SPACE, x.device, backend)
-    return _sampling.depth_to_space(x, ph, pw, mode, last, float(scale), name)
+    return _sampling.depth_to_space(x, ph, pw, mode, last, factor, name)

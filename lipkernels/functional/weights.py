@@ -52,16 +52,18 @@ def _checked_weights(weight: Weights, check: bool) -> list[Tensor]:
 
 
 def _checked_scales(scale: Scales, n: int, dtype: torch.dtype) -> list[float]:
-    scales = [float(scale)] * n if isinstance(scale, (int, float)) else [float(s) for s in scale]
+    scales = [scale] * n if not isinstance(scale, Sequence) else list(scale)
     if len(scales) != n:
         raise ValueError(f"scale: expected one number or {n} of them, got {len(scales)}")
     limit = torch.finfo(dtype).max
     for s in scales:
+        if isinstance(s, bool) or not isinstance(s, (int, float)):
+            raise TypeError(f"scale: expected a number, or one for each weight, got {scale!r}")
         if not 0 < s < math.inf:
             raise ValueError(f"scale: expected a positive finite number, got {s}")
         if s > limit:
             raise ValueError(f"scale: expected at most {limit} (the largest {dtype}), got {s}")
-    return scales
+    return [float(s) for s in scales]
 
 
 def _checked_iteration(n_iter: int, tol: float) -> None:

@@ -9,7 +9,7 @@ from lipkernels.kernels.spectral import SAVED_PER_WEIGHT, fake_triplets
 from lipkernels.reference import bjorck as reference
 from lipkernels.reference import spectral
 from lipkernels.reference.rounding import scale_and_round
-from lipkernels.reference.scaling import to_unit_magnitude
+from lipkernels.reference.scaling import saturated, to_unit_magnitude
 
 
 def _normalized(weight: Tensor, sigma: Tensor) -> Tensor:
@@ -57,7 +57,7 @@ def _backward_reference(
         normalized = _normalized(weight, sigma)
         d_normalized = reference.bjorck_vjp(grad.double() * scale, normalized, beta, n_iter, tol)
         gradient = spectral.spectral_normalize_vjp(d_normalized, weight, sigma, u, v)
-        out.append(gradient.to(weight.dtype).contiguous())
+        out.append(saturated(gradient, weight.dtype).contiguous())
     return out
 
 

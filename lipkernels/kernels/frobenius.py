@@ -7,6 +7,7 @@ from torch.library import custom_op
 from lipkernels.kernels.precision import without_autocast
 from lipkernels.reference import frobenius as reference
 from lipkernels.reference.rounding import scale_and_round_frobenius
+from lipkernels.reference.scaling import saturated
 
 
 @without_autocast
@@ -29,7 +30,7 @@ def _backward_reference(
     for grad, weight, scale in zip(grads, weights, scales, strict=True):
         wide = grad.to(torch.promote_types(weight.dtype, torch.float32)) * scale
         gradient = reference.frobenius_normalize_vjp(wide, weight, per_row)
-        out.append(gradient.to(weight.dtype).contiguous())
+        out.append(saturated(gradient, weight.dtype).contiguous())
     return out
 
 

@@ -8,7 +8,7 @@ from lipkernels.kernels.precision import without_autocast
 from lipkernels.reference.polar import polar_factor as reference_forward
 from lipkernels.reference.polar import polar_factor_vjp as reference_vjp
 from lipkernels.reference.rounding import scale_and_round
-from lipkernels.reference.scaling import compute_dtype
+from lipkernels.reference.scaling import compute_dtype, saturated
 
 _SAVED_PER_WEIGHT = 3  # eigenvectors, singular values, power-of-two scale
 
@@ -45,7 +45,7 @@ def _backward_reference(
         else:
             u, _, _, _ = reference_forward(weight)
         gradient = reference_vjp(grad.to(u.dtype) * scale, u, vectors, p, unit)
-        out.append(gradient.to(weight.dtype).contiguous())
+        out.append(saturated(gradient, weight.dtype).contiguous())
     return out
 
 

@@ -7,7 +7,7 @@ from torch.library import custom_op
 from lipkernels.kernels.precision import without_autocast
 from lipkernels.reference import spectral as reference
 from lipkernels.reference.rounding import scale_and_round
-from lipkernels.reference.scaling import to_unit_magnitude
+from lipkernels.reference.scaling import saturated, to_unit_magnitude
 
 SAVED_PER_WEIGHT = 3  # sigma (of the unit-magnitude weight), u, v
 
@@ -49,7 +49,7 @@ def _backward_reference(
     for i, (grad, weight, scale) in enumerate(zip(grads, weights, scales, strict=True)):
         sigma, u, v = saved[SAVED_PER_WEIGHT * i : SAVED_PER_WEIGHT * (i + 1)]
         gradient = reference.spectral_normalize_vjp(grad.double() * scale, weight, sigma, u, v)
-        out.append(gradient.to(weight.dtype).contiguous())
+        out.append(saturated(gradient, weight.dtype).contiguous())
     return out
 
 

@@ -153,9 +153,12 @@ class HouseHolder(LipschitzFunction):
             raise ValueError(f"channels: expected a positive even integer, got {channels!r}")
         self.dim = dim
         self.k_coef_lip = k_coef_lip
-        self.theta = nn.Parameter(
-            torch.full((channels // 2,), math.pi / 2, device=device, dtype=dtype)
-        )
+        self.theta = nn.Parameter(torch.empty(channels // 2, device=device, dtype=dtype))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """All angles at pi/2."""
+        nn.init.constant_(self.theta, math.pi / 2)
 
     def forward(self, x: Tensor) -> Tensor:
         return _times(F.householder(x, self.theta, self.dim), self.k_coef_lip)
@@ -198,7 +201,13 @@ class LPReLU(LipschitzFunction):
         self.num_parameters = num_parameters
         self.k_coef_lip = k_coef_lip
         # torch.nn.PReLU's name: its state_dict loads here.
-        self.weight = nn.Parameter(torch.full((num_parameters,), init, device=device, dtype=dtype))
+        self.weight = nn.Parameter(torch.empty(num_parameters, device=device, dtype=dtype))
+        self.init = init
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """All slopes at ``init``."""
+        nn.init.constant_(self.weight, self.init)
 
     def forward(self, x: Tensor) -> Tensor:
         return _times(F.lprelu(x, self.weight), self.k_coef_lip)

@@ -25,13 +25,20 @@ def check_channels(x: Tensor, ranks: Sequence[int] | None, dim: int, channels: i
         )
 
 
+# What autocast casts; it leaves float64 and complex tensors alone.
+_AUTOCAST = (torch.float32, torch.float16, torch.bfloat16)
+
+
 def check_dtype(x: Tensor, expected: torch.dtype) -> None:
     """Raise TypeError unless ``x`` has the layer's dtype, or autocast will give it that."""
-    if x.dtype == expected or (not x.is_floating_point() and not x.is_complex()):
-        if x.is_floating_point():
-            return
-        raise TypeError(f"input: expected dtype {expected}, got {x.dtype}")
+    if x.dtype == expected:
+        return
     kind = x.device.type
-    if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
+    if (
+        x.dtype in _AUTOCAST
+        and expected in _AUTOCAST
+        and torch.amp.is_autocast_available(kind)
+        and torch.is_autocast_enabled(kind)
+    ):
         return
     raise TypeError(f"input: expected dtype {expected}, got {x.dtype}")

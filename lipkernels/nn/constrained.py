@@ -99,12 +99,14 @@ class ConstrainedWeight(LipschitzModule):
             return []
         # A module built on the meta device gets its weights, not this buffer, from a checkpoint.
         if self.u.device != matrix.device or self.u.shape != matrix.shape[:-1]:
-            self.u = initial_vector(matrix.detach())
+            with torch.inference_mode(False):  # a later training step has to write to it
+                self.u = initial_vector(matrix.detach())
         return [self.u]
 
     def _remember(self, us: list[Tensor]) -> None:
         """Keep the power iteration's vector for the next training step."""
-        if self.training and us:
+        # Without gradients it is no training step: an export leaves the layer as it is.
+        if self.training and torch.is_grad_enabled() and us:
             with torch.no_grad():
                 self.u.copy_(us[0])
 

@@ -15,7 +15,7 @@ _SLACK = 1e-9  # float64 rounding of a product of constants
 
 
 def _leaves(container: nn.Sequential, prefix: str = "") -> list[tuple[str, nn.Module]]:
-    """The layers in order, repeated ones repeated; a nested plain Sequential is its layers."""
+    """The layers in order, repeated ones repeated; a nested Sequential is its layers."""
     leaves: list[tuple[str, nn.Module]] = []
     for name, child in container._modules.items():
         if child is None:
@@ -56,7 +56,8 @@ class Sequential(LipschitzModule, nn.Sequential):
     on construction and by :meth:`set_klip_factor`, so that the product is k: layers with weights
     share it, and their ratios are kept (if none has weights, all Lipschitz modules share it). Plain
     torch modules with a known constant (ReLU, Flatten, MaxPool, ..) are counted; one without raises
-    ValueError naming it. Nested containers are counted as what their layers really multiply to.
+    ValueError naming it. A nested container counts as its layers, and its own constant becomes what
+    they multiply to.
 
     A later change of the layers (``append``, a layer's own ``set_klip_factor``) that lifts the
     product above k makes the next forward raise ValueError; ``set_klip_factor`` shares k out again.

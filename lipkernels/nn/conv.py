@@ -71,7 +71,7 @@ class _ConstrainedConv(ConstrainedConvNd):
         return conv(padded, weight, bias, self.stride, 0, self.dilation, self.groups)
 
     def vanilla_export(self) -> nn.Module:
-        """A plain torch.nn convolution; symmetric padding becomes plain modules before it."""
+        """A plain torch.nn convolution; symmetric padding becomes a graph before it."""
         symmetric = self.padding_mode == "symmetric"
         layer = _PLAIN_CONV[self._n_dims()](
             self.in_channels,
@@ -88,8 +88,8 @@ class _ConstrainedConv(ConstrainedConvNd):
         self._export_into(layer)
         if not symmetric:
             return layer
-        pad = plain.symmetric_padding(self._padding_pairs())
-        return nn.Sequential(*pad, layer).train(self.training)
+        pad = plain.symmetric_padding(self._padding_pairs(), self.training)
+        return nn.Sequential(pad, layer).train(self.training)
 
     def extra_repr(self) -> str:
         size = "" if self.input_size is None else f", input_size={self.input_size}"
@@ -222,4 +222,4 @@ class FrobeniusConv3d(_FrobeniusConv, nn.Conv3d):
     """:class:`FrobeniusConv2d` in three dimensions: (N, C, D, H, W)."""
 
 
-LAYER_FORWARDS.add(_ConstrainedConv.forward)
+LAYER_FORWARDS.update((_ConstrainedConv.forward, _ConstrainedConv._conv_forward))

@@ -53,5 +53,6 @@ class ConstrainedConvNd(ConstrainedWeight):
             self.input_size,
         )
         if self._factor is None or self._factor[0] != geometry:
-            self._factor = (geometry, operator_factor(*geometry))
+            # 0: the taps meet nothing but padding, every weight gives the zero map.
+            self._factor = (geometry, operator_factor(*geometry) or 1.0)
         return self._factor[1]

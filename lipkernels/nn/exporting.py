@@ -9,6 +9,15 @@ from torch import nn
 from lipkernels.nn.module import LipschitzModule
 
 
+def _drop_own_hooks(module: nn.Module) -> None:
+    """Hooks of this package (``group_weights``) have nothing to do in an export."""
+    for hooks in (module._forward_pre_hooks, module._forward_hooks):
+        for key, hook in list(hooks.items()):
+            if getattr(hook, "__module__", "").partition(".")[0] == __name__.partition(".")[0]:
+                del hooks[key]
+                module._forward_hooks_always_called.pop(key, None)
+
+
 def exported_module(module: nn.Module, done: dict[nn.Module, nn.Module]) -> nn.Module:
     """The plain counterpart of ``module``; ``done`` keeps a layer used twice one layer."""
     if module in done:
@@ -21,5 +30,6 @@ def exported_module(module: nn.Module, done: dict[nn.Module, nn.Module]) -> nn.M
         for name, child in module._modules.items():
             if child is not None:
                 plain._modules[name] = exported_module(child, done)
+        _drop_own_hooks(plain)
     done[module] = plain
     return plain

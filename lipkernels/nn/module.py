@@ -2,18 +2,9 @@
 
 from __future__ import annotations
 
-import math
-
 from torch import nn
 
-
-def checked_constant(k: float) -> float:
-    """``k`` as a float, or a ValueError / TypeError that names it."""
-    if isinstance(k, bool) or not isinstance(k, (int, float)):
-        raise TypeError(f"k_coef_lip: expected a number, got {type(k).__name__}")
-    if not 0 < k < math.inf:
-        raise ValueError(f"k_coef_lip: expected a positive finite number, got {k!r}")
-    return float(k)
+from lipkernels.constraints import checked_constant
 
 
 class LipschitzModule(nn.Module):
@@ -32,8 +23,12 @@ class LipschitzModule(nn.Module):
 
     @k_coef_lip.setter
     def k_coef_lip(self, k: float) -> None:
-        self._k_coef_lip = checked_constant(k)
-        self._klip_factor_changed()
+        previous, self._k_coef_lip = self._k_coef_lip, checked_constant(k)
+        try:
+            self._klip_factor_changed()
+        except ValueError:
+            self._k_coef_lip = previous
+            raise
 
     def set_klip_factor(self, k: float) -> None:
         """Promise ``k`` from now on. Raises ValueError unless 0 < k < inf."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+import torch
 from torch import Tensor, fx, nn
 
 
@@ -20,10 +21,16 @@ class _Function(nn.Module):
         return self.function(x)
 
 
+def _graph_module(root: nn.Module, training: bool) -> fx.GraphModule:
+    graph = fx.Tracer().trace(root)
+    for node in graph.nodes:
+        node.type = None  # the annotations are strings here, which a GraphModule can't pickle
+    return fx.GraphModule(root, graph, class_name="Plain").train(training)
+
+
 def traced(function: Callable[[Tensor], Tensor], training: bool = True) -> nn.Module:
     """``function``, which may call torch alone, as a module that needs torch alone."""
-    graph = fx.Tracer().trace(_Function(function))
-    return fx.GraphModule(nn.Module(), graph, class_name="Plain").train(training)
+    return _graph_module(_Function(function), training)
 
 
 def traced_with_tensor(
@@ -39,8 +46,7 @@ def traced_with_tensor(
         def forward(self, x: Tensor) -> Tensor:
             return function(x, self.theta)
 
-    root = _WithTensor()
-    return fx.GraphModule(root, fx.Tracer().trace(root), class_name="Plain").train(training)
+    return _graph_module(_WithTensor(), training)
 
 
 def scaled(module: nn.Module, k: float) -> nn.Module:
@@ -50,26 +56,17 @@ def scaled(module: nn.Module, k: float) -> nn.Module:
     return nn.Sequential(module, traced(lambda x: x * k)).train(module.training)
 
 
-_REFLECTION = {1: nn.ReflectionPad1d, 2: nn.ReflectionPad2d, 3: nn.ReflectionPad3d}
-_PICK = {1: nn.AvgPool1d, 2: nn.AvgPool2d, 3: nn.AvgPool3d}
+def symmetric_padding(pairs: Sequence[tuple[int, int]], training: bool) -> nn.Module:
+    """Symmetric padding by (left, right) of each of the last dimensions, batch or none."""
 
+    def pad(x: Tensor) -> Tensor:
+        for dim, (left, right) in enumerate(pairs, start=-len(pairs)):
+            parts = [x]
+            if left > 0:
+                parts.insert(0, x.narrow(dim, 0, left).flip(dim))
+            if right > 0:
+                parts.append(x.narrow(dim, -right, right).flip(dim))
+            x = torch.cat(parts, dim)
+        return x
 
-def _tripled(left: int, right: int) -> tuple[int, int]:
-    # The first kept position is 1 - 3 left, the last 3 (size + right - 1) + 1, where the tripled
-    # image spans 0 .. 3 size - 1. A negative width crops.
-    return 3 * left - 1, 3 * right - 1
-
-
-def symmetric_padding(pairs: Sequence[tuple[int, int]]) -> list[nn.Module]:
-    """Symmetric padding by (left, right) of each dimension, from torch.nn's own modules.
-
-    Repeat every pixel three times, reflect, keep every third: the middle pixel of each triple. The
-    copy at distance j beyond an edge pixel's triple is then the pixel j - 1 before the edge.
-    """
-    n = len(pairs)
-    widths = [w for left, right in reversed(pairs) for w in _tripled(left, right)]
-    return [
-        nn.Upsample(scale_factor=3, mode="nearest"),
-        _REFLECTION[n](tuple(widths)),
-        _PICK[n](1, stride=3),
-    ]
+    return traced(pad, training)

@@ -23,7 +23,7 @@ from lipkernels.reference import pooling as reference
 
 
 def _pair(name: str, value: int | Sequence[int], least: int) -> tuple[int, int]:
-    pair = (value, value) if isinstance(value, int) else tuple(value)
+    pair = tuple(value) if isinstance(value, Sequence) else (value, value)
     if len(pair) != 2 or not all(isinstance(v, int) and v >= least for v in pair):
         raise ValueError(f"{name}: expected an integer >= {least} or a pair of them, got {value!r}")
     return pair

@@ -22,7 +22,8 @@ class _InvertibleSampling(LipschitzFunction):
         mode: str = "CRD",
     ) -> None:
         super().__init__()
-        pair = (kernel_size, kernel_size) if isinstance(kernel_size, int) else tuple(kernel_size)
+        several = isinstance(kernel_size, Sequence)
+        pair = tuple(kernel_size) if several else (kernel_size, kernel_size)
         if len(pair) != 2 or not all(isinstance(p, int) and p > 0 for p in pair):
             raise ValueError(
                 f"kernel_size: expected a positive integer or a pair of them, got {kernel_size!r}"

@@ -19,8 +19,8 @@ from torch import Tensor
 # (see tests/test_soundness.py); float64 likewise, with sigma known to 1e-10.
 _MARGIN = {torch.float32: 2.0**-21, torch.float64: 2.0**-44}
 
-# An orthogonal matrix that is already on the bfloat16 grid takes three or four; the worst case would
-# cost it 6% of its norm at 64 x 64 and 11% at 256 x 256.
+# An orthogonal matrix that is already on the bfloat16 grid takes three or four; the worst case
+# would cost it 6% of its norm at 64 x 64 and 11% at 256 x 256.
 _ATTEMPTS = 5
 
 

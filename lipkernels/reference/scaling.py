@@ -45,3 +45,11 @@ def unscale_gradient(grad: Tensor, scale: Tensor) -> Tensor:
     """``grad / scale``, saturated: the gradient at a weight of 1e-40 exceeds the float range."""
     limit = torch.finfo(grad.dtype).max
     return (grad / scale).clamp(-limit, limit)
+
+
+def saturated(grad: Tensor, dtype: torch.dtype) -> Tensor:
+    """``grad`` in ``dtype``; what exceeds its range becomes its largest number."""
+    limit = torch.finfo(dtype).max
+    if torch.finfo(grad.dtype).max > limit:
+        grad = grad.clamp(-limit, limit)
+    return grad.to(dtype)
