@@ -1,7 +1,7 @@
 """One table of cases for every op: shapes, layouts, dtypes, arguments.
 
-The op tests read it, and so can benchmarks and other backends. A case makes its own input: weights of
-condition number 10, images with random pixels, both from a fixed seed.
+The op tests read it, and so can benchmarks and other backends. A case makes its own input: weights
+of condition number 10, images with random pixels, both from a fixed seed.
 """
 
 from __future__ import annotations
@@ -252,7 +252,9 @@ def device_of(backend: str) -> str:
 def on_backends(*ops: str):
     """Parametrize a test over (case, backend): the cases of these ops, where they can run."""
     parameters = [
-        pytest.param(case, *backend.values, marks=backend.marks, id=f"{op}-{case}-{backend.values[0]}")
+        pytest.param(
+            case, *backend.values, marks=backend.marks, id=f"{op}-{case}-{backend.values[0]}"
+        )
         for op in ops
         for case in of(op)
         for backend in _backends_of(op)

@@ -102,8 +102,12 @@ def is_above_a_gain(matrix: Tensor, bound: float) -> bool:
     A necessary condition for a bound, tight to the square of the SVD's error, for matrices that are
     too large for :func:`is_upper_bound`.
     """
+    if bound == math.inf:
+        return True
     x = matrix.detach().double()
-    top = torch.linalg.svd(x, full_matrices=False)[2][0].tolist()
+    largest = float(x.abs().max())
+    unit = x / largest if largest > 1e-300 else x * 2.0**600  # LAPACK refuses the extremes
+    top = torch.linalg.svd(unit, full_matrices=False)[2][0].tolist()
     v = [Fraction(t) for t in top]
     image = [
         sum((Fraction(a) * b for a, b in zip(row, v, strict=True)), Fraction(0))

@@ -3,14 +3,14 @@
 import math
 
 import pytest
+import subprocesses
 import torch
+from cases import IMPLEMENTED
+from layer_table import CONSTRAINED, LAYERS
 from torch import nn
 
 import lipkernels
 import lipkernels.nn as lnn
-import subprocesses
-from cases import IMPLEMENTED
-from layer_table import CONSTRAINED, LAYERS
 from lipkernels import BackendUnavailableError, backends
 from lipkernels import functional as F
 
@@ -59,7 +59,8 @@ def test_wrong_rank(layer):
 
 @pytest.mark.parametrize("layer", CONSTRAINED, ids=str)
 @pytest.mark.parametrize(
-    "dtype", [torch.float64, torch.float16, torch.bfloat16, torch.int64, torch.bool, torch.complex64]
+    "dtype",
+    [torch.float64, torch.float16, torch.bfloat16, torch.int64, torch.bool, torch.complex64],
 )
 def test_wrong_dtype(layer, dtype):
     module, x = layer.trained(), layer.input()
@@ -82,7 +83,7 @@ def test_wrong_dtype_that_autocast_does_not_cast(layer):
 @pytest.mark.parametrize("wrong", [None, 3, "image", [[1.0, 2.0]]], ids=repr)
 def test_not_a_tensor(layer, wrong):
     module = layer.trained()
-    if layer.name == "Abs" or "AvgPool" in layer.name or "Sequential" in layer.name:
+    if layer.name == "Abs":
         return  # torch's own error
     assert_refused(module, lambda: module(wrong), error=TypeError)
 
@@ -148,8 +149,12 @@ def test_constant_of_a_sequential_with_an_unknown_layer():
     assert_refused(net, lambda: net.set_klip_factor(3.0), error=ValueError, match="'2' is a Linear")
 
 
-@pytest.mark.parametrize("op", ["polar_factor", "bjorck", "spectral_normalize", "frobenius_normalize"])
-@pytest.mark.parametrize("scale", [*REJECTED, [1.0], [1.0, 2.0, 3.0], [1.0, -1.0], ["1", "2"]], ids=repr)
+@pytest.mark.parametrize(
+    "op", ["polar_factor", "bjorck", "spectral_normalize", "frobenius_normalize"]
+)
+@pytest.mark.parametrize(
+    "scale", [*REJECTED, [1.0], [1.0, 2.0, 3.0], [1.0, -1.0], ["1", "2"]], ids=repr
+)
 def test_scales_that_are_none(op, scale):
     weights = [torch.randn(2, 3), torch.randn(3, 2)]
     with pytest.raises((ValueError, TypeError), match=rf"scale: {EXPECTED_AND_GOT[4:]}"):
@@ -164,7 +169,7 @@ def test_factors_that_are_none(op):
 
 
 def test_scale_beyond_the_dtype():
-    with pytest.raises(ValueError, match=r"scale: expected at most 65504.*float16.*got 1e"):
+    with pytest.raises(ValueError, match=r"scale: expected at most 65504.*float16.*got 100000"):
         F.polar_factor(torch.randn(2, 2, dtype=torch.float16), 1e5)
     module = lnn.SpectralLinear(2, 2, dtype=torch.float16, k_coef_lip=1e5)
     assert_refused(module, lambda: module(torch.zeros(1, 2, dtype=torch.float16)))
@@ -178,7 +183,9 @@ def test_bad_raw_weight(layer, bad):
     module(x)
     with torch.no_grad():
         module.raw_weight.view(-1)[0] = bad
-    assert_refused(module, lambda: module(x), error=ValueError, match="expected finite entries, got 1")
+    assert_refused(
+        module, lambda: module(x), error=ValueError, match="expected finite entries, got 1"
+    )
     assert_refused(module, module.condense, error=ValueError, match="expected finite entries")
     assert_refused(module, module.vanilla_export, error=ValueError, match="expected finite entries")
     unchecked = layer.trained()

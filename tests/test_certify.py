@@ -8,6 +8,7 @@ import torch
 from torch import fx, nn
 from torch.nn.modules import module as torch_module
 from torch.nn.utils import parametrizations, weight_norm
+from torch.nn.utils.parametrize import is_parametrized, remove_parametrizations
 
 import lipkernels
 import lipkernels.nn as lnn
@@ -83,7 +84,7 @@ PATHOLOGICAL = {
     "1e300": lambda m, n: torch.randn(m, n, dtype=F64) * 1e300,
     "almost_overflow": lambda m, n: torch.rand(m, n, dtype=F64) * 1.7e308,
     "1e-160": lambda m, n: torch.randn(m, n, dtype=F64) * 1e-160,
-    "huge_and_tiny": lambda m, n: torch.where(torch.rand(m, n) < 0.5, 1e200, 1e-200).double(),
+    "huge_and_tiny": lambda m, n: 10.0 ** (400.0 * torch.randint(0, 2, (m, n)).double() - 200),
     "triangular": lambda m, n: torch.ones(m, n, dtype=F64).tril(),
     "kahan": lambda m, n: 0.6 ** torch.arange(m, dtype=F64)[:, None] * torch.ones(m, n).triu(),
     "zero": lambda m, n: torch.zeros(m, n, dtype=F64),
@@ -93,10 +94,10 @@ SMALL_SHAPES = ((1, 1), (1, 4), (5, 1), (2, 2), (2, 3), (3, 3), (4, 2), (4, 4), 
 
 @pytest.mark.parametrize("name", PATHOLOGICAL)
 def test_never_below_the_norm(name):
-    """Ten shapes, twelve draws: 26 x 120 matrices, each decided in rational arithmetic."""
+    """Ten shapes, fifteen draws: 26 x 150 matrices, each decided in rational arithmetic."""
     failures = []
     for shape in SMALL_SHAPES:
-        for _ in range(12):
+        for _ in range(15):
             matrix = PATHOLOGICAL[name](*shape)
             bound = spectral_norm_bound(matrix)
             if not is_upper_bound(matrix, bound):
@@ -109,14 +110,7 @@ def test_larger_matrices(name):
     """Up to 24 x 24: above the exact gain of the vector that the SVD takes for the top one."""
     for shape in ((24, 24), (7, 30), (30, 5)):
         matrix = PATHOLOGICAL[name](*shape)
-        largest = float(matrix.abs().max())
-        unit = matrix / 2.0 ** math.frexp(largest)[1]  # LAPACK refuses the extremes of the range
-        if not torch.equal(unit * 2.0 ** math.frexp(largest)[1], matrix):
-            continue
-        assert is_above_a_gain(unit, spectral_norm_bound(unit))
-        assert math.ldexp(spectral_norm_bound(unit), math.frexp(largest)[1]) == pytest.approx(
-            spectral_norm_bound(matrix)
-        )
+        assert is_above_a_gain(matrix, spectral_norm_bound(matrix))
 
 
 def test_the_oracle_itself():
@@ -204,7 +198,13 @@ def test_bad_arguments():
 
 # ---------------------------------------------------------------------------------- linear chains
 def exact_norm(model, shape):
-    """Of a plain torch model of linear layers, its weights as stored."""
+    """Of a plain torch model of linear layers, its weights as stored.
+
+    Parametrized weights are fixed first, in place: they may not be computed anew in float64.
+    """
+    for module in list(model.modules()):
+        if is_parametrized(module, "weight"):
+            remove_parametrizations(module, "weight")
     return operator_norm(matrix_of(copy.deepcopy(model).double(), shape))
 
 
@@ -257,8 +257,8 @@ def test_plain_linear_chains(trained):
                 if isinstance(module, (nn.BatchNorm1d, nn.BatchNorm2d)):
                     module.running_var.uniform_(1e-3, 2)
                     module.running_mean.normal_()
-        norm = exact_norm(model, shape)
         result = lipschitz_bound(model)
+        norm = exact_norm(model, shape)
         assert isinstance(result, LipschitzBound)
         assert result.value == float(result)
         assert norm <= result.value * (1 + 1e-12), model
@@ -293,8 +293,15 @@ def test_constrained_layers_within_1e_6():
 
 def test_constrained_weight_is_bounded_and_not_believed():
     """A layer whose constraint lies is caught: the bound is of the weight that forward uses."""
+
+    class Lie:
+        uses_vector = False
+
+        def __call__(self, matrices, scales, us, dtype, check):
+            return [5 * matrices[0]], us
+
     layer = lnn.SpectralLinear(4, 4)
-    layer.constraint = lambda matrices, scales, us, dtype, check: ([5 * matrices[0]], us)
+    layer.constraint = Lie()
     norm = operator_norm(layer.weight)
     assert norm > 4
     assert norm <= lipschitz_bound(layer).value <= norm * (1 + CERTIFIED)
@@ -326,7 +333,7 @@ def bent_nets():
         nn.ELU(1.7),
         nn.AvgPool2d(3, 2, 1, True, False),
         nn.Flatten(),
-        nn.Linear(12, 6),
+        nn.Linear(27, 6),
         nn.PReLU(6, init=2.5),
         nn.Linear(6, 2),
         nn.Sigmoid(),
@@ -359,7 +366,7 @@ def test_max_pools_attain_their_bound(module):
     n_dims = {nn.MaxPool1d: 1, nn.MaxPool2d: 2, nn.MaxPool3d: 3}[module]
     for kernel, stride, dilation in ((2, 1, 1), (3, 2, 1), (3, 2, 2), (2, 3, 1), (3, 1, 2)):
         pool = module(kernel, stride, dilation=dilation)
-        size = 7 if n_dims < 3 else 6
+        size = 9
         best = 0.0
         for position in range(size):
             x = torch.zeros(1, 1, *(size,) * n_dims, dtype=F64)
@@ -413,12 +420,12 @@ def test_exports_are_bounded_from_the_file_alone(name):
 
 def test_exported_network():
     net = next(bent_nets())[0]
-    plain = nn.Sequential(*vanilla_export(net)[2:])  # symmetric padding's Upsample has no rule
+    plain = nn.Sequential(*vanilla_export(net)[1:])
     bound = lipschitz_bound(plain)
     assert bound.value <= lipschitz_bound(net[1:]).value * (1 + CERTIFIED)
-    with pytest.raises(TypeError, match=r"'0\.0' \(Upsample\)"):
+    with pytest.raises(TypeError, match=r"module '0\.0' .*no rule"):  # symmetric padding
         lipschitz_bound(vanilla_export(net))
-    with pytest.raises(TypeError, match="GraphModule.*no rule, among"):
+    with pytest.raises(TypeError, match="cannot be bounded: a graph with operations that have no"):
         lipschitz_bound(lnn.HouseHolder(4).vanilla_export())
 
 

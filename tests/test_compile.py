@@ -3,10 +3,10 @@
 import pytest
 import torch
 from functorch.compile import make_boxed_func
+from layer_table import LAYERS
 from torch import nn
 
 import lipkernels.nn as lnn
-from layer_table import LAYERS
 from lipkernels import group_weights, grouped
 
 FIRST_OF_EACH_CLASS = list({layer.cls: layer for layer in reversed(LAYERS)}.values())
@@ -129,7 +129,9 @@ def test_two_nodes_for_a_weight():
     torch.compile(module, fullgraph=True, backend=backend)(torch.randn(2, 4)).sum().backward()
     forward, backward = graphs
     assert [n for n in forward if "lipkernels" in n] == ["lipkernels.polar_factor.default"]
-    assert [n for n in backward if "lipkernels" in n] == ["lipkernels.polar_factor_backward.default"]
+    assert [n for n in backward if "lipkernels" in n] == [
+        "lipkernels.polar_factor_backward.default"
+    ]
 
 
 def test_autocast():

@@ -4,14 +4,14 @@ import copy
 import io
 
 import pytest
+import subprocesses
+import tolerances
 import torch
+from layer_table import CONSTRAINED, LAYERS
 from torch import nn
 
 import lipkernels
 import lipkernels.nn as lnn
-import subprocesses
-import tolerances
-from layer_table import CONSTRAINED, LAYERS
 from lipkernels import group_weights
 
 

@@ -1,14 +1,13 @@
 """Gradients of the constraints: exact ones, of what forward computed, at little memory."""
 
 import pytest
+import tolerances
 import torch
+from cases import FLOATS, WEIGHT_OPS, by_dtype, weight_of_condition
 from torch import nn
 from torch.func import functional_call
 
-import cases
 import lipkernels.nn as lnn
-import tolerances
-from cases import FLOATS, WEIGHT_OPS, by_dtype, weight_of_condition
 from lipkernels import functional as F
 from lipkernels import grouped
 
@@ -184,9 +183,7 @@ def test_bjorck_gradient_error(dtype):
         gamma = cotangent(shape).to(dtype)
         for n_iter in (1, 4, 15):
             w = weight_of_condition(shape, 20).to(dtype)
-            expected = gradient(
-                lambda x, n=n_iter: unrolled(x, 0.5, n), w.double(), gamma.double()
-            )
+            expected = gradient(lambda x, n=n_iter: unrolled(x, 0.5, n), w.double(), gamma.double())
             got = gradient(lambda x, n=n_iter: F.bjorck(x, n_iter=n), w, gamma)
             assert relative(got, expected) <= tolerances.BJORCK_GRADIENT[dtype]
 
@@ -252,7 +249,9 @@ EXTREMES = {
     "zero": lambda shape: torch.zeros(shape),
     "rank_one": rank_one,
     "repeated_rows": repeated_rows,
-    "one_entry": lambda shape: torch.nn.functional.pad(torch.ones(1, 1), (0, shape[1] - 1, 0, shape[0] - 1)),
+    "one_entry": lambda shape: torch.nn.functional.pad(
+        torch.ones(1, 1), (0, shape[1] - 1, 0, shape[0] - 1)
+    ),
     "zero_row": lambda shape: cotangent(shape, 4) * (torch.arange(shape[0]) > 0)[:, None],
     "tiny": lambda shape: cotangent(shape, 5) * 1e-38,
     "subnormal": lambda shape: torch.full(shape, 1e-44, dtype=torch.float64),
@@ -298,7 +297,10 @@ LAYERS = {
         (1, 1, 3, 3),
     ),
     "conv3d_frobenius": (lambda **k: lnn.FrobeniusConv3d(1, 2, 2, **k), (1, 1, 2, 3, 2)),
-    "transposed": (lambda **k: lnn.SpectralConvTranspose2d(4, 2, 2, 2, groups=2, **k), (1, 4, 2, 2)),
+    "transposed": (
+        lambda **k: lnn.SpectralConvTranspose2d(4, 2, 2, 2, groups=2, **k),
+        (1, 4, 2, 2),
+    ),
 }
 
 

@@ -5,12 +5,12 @@ import pickle
 
 import pytest
 import torch
+from layer_table import CONSTRAINED
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.checkpoint import checkpoint
+from torch.utils.checkpoint import CheckpointError, checkpoint
 
 import lipkernels.nn as lnn
-from layer_table import CONSTRAINED
 from lipkernels import group_weights, grouped
 
 WEIGHT_OPS = ("polar_factor", "bjorck", "spectral_normalize", "frobenius_normalize")
@@ -255,6 +255,11 @@ def test_frozen_layers():
     assert model[2].raw_weight.grad.any()
 
 
+@pytest.mark.xfail(
+    strict=True,
+    raises=CheckpointError,
+    reason="the recomputation in backward finds no prepared weights and computes its own",
+)
 def test_activation_checkpointing():
     model = net().eval()
 

@@ -6,11 +6,11 @@ import pickle
 
 import pytest
 import torch
+from layer_table import CONSTRAINED, LAYERS, TWINS
 from torch import nn
 from torch.func import functional_call
 
 import lipkernels.nn as lnn
-from layer_table import CONSTRAINED, LAYERS, TWINS
 
 WITH_PARAMETERS = [layer for layer in LAYERS if list(layer.make().parameters())]
 WITH_TWIN = [layer for layer in LAYERS if layer.cls in TWINS]
@@ -108,7 +108,9 @@ def test_checkpoint_of_a_whole_plain_net():
     net.load_state_dict(plain.state_dict(), strict=True)
     assert torch.equal(net[2].raw_weight, plain[2].weight)
     with pytest.raises(RuntimeError, match="size mismatch"):
-        net.load_state_dict(nn.Sequential(nn.Conv2d(1, 4, 2), nn.Flatten(), nn.Linear(16, 2)).state_dict())
+        net.load_state_dict(
+            nn.Sequential(nn.Conv2d(1, 4, 2), nn.Flatten(), nn.Linear(16, 2)).state_dict()
+        )
 
 
 # ------------------------------------------------------------------------------ meta device, dtype
@@ -180,7 +182,9 @@ def test_functional_call_uses_the_weight_that_it_is_given(layer):
 @pytest.mark.parametrize("layer", WITH_PARAMETERS, ids=str)
 def test_averaged_model_evaluates_its_own_weights(layer):
     module, x = layer.trained().eval(), layer.input()
-    averaged = torch.optim.swa_utils.AveragedModel(module, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(0.5))
+    averaged = torch.optim.swa_utils.AveragedModel(
+        module, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(0.5)
+    )
     averaged.update_parameters(module)
     first = averaged.eval()(x)
     torch.testing.assert_close(first, module(x), rtol=0, atol=1e-6)

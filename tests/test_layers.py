@@ -4,13 +4,13 @@ import copy
 from collections import OrderedDict
 
 import pytest
+import tolerances
 import torch
+from cases import by_dtype
+from layer_table import CONSTRAINED, LAYERS, TWINS
 from torch import nn
 
 import lipkernels.nn as lnn
-import tolerances
-from cases import by_dtype
-from layer_table import CONSTRAINED, LAYERS, TWINS
 
 LINEARS = [layer for layer in CONSTRAINED if "Linear" in layer.name]
 IMAGES = [layer for layer in LAYERS if "Conv" in layer.name or "Pool" in layer.name]
@@ -24,7 +24,7 @@ def without_bias(module):
 
 
 def dense_twin(layer, module):
-    """A plain torch layer with the constrained weight; symmetric padding is done by numpy's rule."""
+    """A plain torch layer with the constrained weight."""
     keywords = {}
     if "Conv" in layer.name:
         keywords = {
@@ -35,7 +35,9 @@ def dense_twin(layer, module):
         if hasattr(module, "output_padding") and "Transpose" in layer.name:
             keywords["output_padding"] = module.output_padding
     twin = TWINS[layer.cls](*layer.arguments[:2], bias=module.bias is not None, **keywords)
-    twin.load_state_dict({"weight": module.weight, **({"bias": module.bias} if module.bias is not None else {})})
+    twin.load_state_dict(
+        {"weight": module.weight, **({"bias": module.bias} if module.bias is not None else {})}
+    )
     return twin
 
 
@@ -314,7 +316,10 @@ def test_power_iteration_vector_is_kept_in_training_alone():
 # ----------------------------------------------------------------------------------- containers
 def test_sequential_shares_its_constant():
     net = lnn.Sequential(
-        lnn.SpectralLinear(4, 4, k_coef_lip=5.0), nn.ReLU(), lnn.SpectralLinear(4, 2), k_coef_lip=0.5
+        lnn.SpectralLinear(4, 4, k_coef_lip=5.0),
+        nn.ReLU(),
+        lnn.SpectralLinear(4, 2),
+        k_coef_lip=0.5,
     )
     assert net[0].k_coef_lip * net[2].k_coef_lip == pytest.approx(0.5, rel=1e-12)
     assert net[0].k_coef_lip / net[2].k_coef_lip == pytest.approx(5.0, rel=1e-12)

@@ -1,11 +1,11 @@
 """The named Bjorck iteration against an unrolled loop in float64."""
 
-import pytest
-import torch
-
 import cases
+import pytest
 import tolerances
+import torch
 from cases import by_dtype, on_backends
+
 from lipkernels import functional as F
 
 

@@ -2,11 +2,11 @@
 
 import math
 
+import cases
 import pytest
 import torch
-
-import cases
 from cases import FLOATS, WEIGHT_OPS, by_dtype, on_backends
+
 from lipkernels import functional as F
 from lipkernels.kernels import bjorck as bjorck_ops
 from lipkernels.kernels import frobenius as frobenius_ops
@@ -191,7 +191,11 @@ def test_a_tuple_is_a_list(op):
 @pytest.mark.parametrize("op", WEIGHT_OPS)
 def test_a_member_that_no_loss_uses_has_gradient_zero(op):
     case = weight_case(op)
-    used, unused, constant = case.input().requires_grad_(), case.input().requires_grad_(), case.input()
+    used, unused, constant = (
+        case.input().requires_grad_(),
+        case.input().requires_grad_(),
+        case.input(),
+    )
     results = case.result([used, unused, constant])
     results[0].square().sum().backward()
     single = case.input().requires_grad_()
@@ -207,7 +211,9 @@ def test_scale_multiplies_value_and_gradient(op, dtype):
     case = weight_case(op)
     w = case.input(dtype)
     torch.testing.assert_close(case.result(w, scale=4.0), 4 * case.result(w), rtol=1e-6, atol=0)
-    torch.testing.assert_close(gradient(case, w, scale=4.0), 4 * gradient(case, w), rtol=1e-6, atol=0)
+    torch.testing.assert_close(
+        gradient(case, w, scale=4.0), 4 * gradient(case, w), rtol=1e-6, atol=0
+    )
 
 
 @pytest.mark.parametrize("op", WEIGHT_OPS)

@@ -2,12 +2,12 @@
 
 import math
 
-import pytest
-import torch
-
 import cases
+import pytest
 import tolerances
+import torch
 from cases import by_dtype, on_backends
+
 from lipkernels import functional as F
 
 
@@ -23,7 +23,9 @@ def oracle(w, per_row=False):
     if w.numel() == 0:
         return w.double()
     blocks = w.double().reshape(-1, *w.shape[-2:])
-    return torch.tensor([slow(b.tolist(), per_row) for b in blocks], dtype=torch.float64).reshape(w.shape)
+    return torch.tensor([slow(b.tolist(), per_row) for b in blocks], dtype=torch.float64).reshape(
+        w.shape
+    )
 
 
 @on_backends("frobenius_normalize")

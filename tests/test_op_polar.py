@@ -1,11 +1,11 @@
 """The polar factor against the SVD: W = L S R^T has the polar factor L R^T."""
 
-import pytest
-import torch
-
 import cases
+import pytest
 import tolerances
+import torch
 from cases import FLOATS, by_dtype, on_backends
+
 from lipkernels import functional as F
 
 

@@ -2,12 +2,12 @@
 
 import math
 
-import pytest
-import torch
-
 import cases
+import pytest
 import tolerances
+import torch
 from cases import by_dtype, on_backends
+
 from lipkernels import functional as F
 
 

@@ -2,11 +2,11 @@
 
 import itertools
 
+import cases
 import pytest
 import torch
-
-import cases
 from cases import ANY_DTYPE, FLOATS, by_dtype, on_backends
+
 from lipkernels import functional as F
 
 

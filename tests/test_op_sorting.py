@@ -3,11 +3,11 @@
 import itertools
 import math
 
+import cases
 import pytest
 import torch
-
-import cases
 from cases import ANY_DTYPE, INTEGERS, by_dtype, on_backends
+
 from lipkernels import functional as F
 
 

@@ -2,12 +2,12 @@
 
 import math
 
-import pytest
-import torch
-
 import cases
+import pytest
 import tolerances
+import torch
 from cases import by_dtype, on_backends
+
 from lipkernels import functional as F
 
 
@@ -84,7 +84,9 @@ def test_power_iteration_converges_to_the_top_triplet(case, backend, dtype):
     torch.testing.assert_close(sigma, values[..., 0], rtol=limit, atol=0)
     torch.testing.assert_close(u.abs(), left[..., 0].abs(), rtol=0, atol=100 * limit)
     torch.testing.assert_close(v.abs(), right[..., 0, :].abs(), rtol=0, atol=100 * limit)
-    torch.testing.assert_close((u.unsqueeze(-1) * v.unsqueeze(-2) * w.double().cpu()).sum((-2, -1)), sigma)
+    torch.testing.assert_close(
+        (u.unsqueeze(-1) * v.unsqueeze(-2) * w.double().cpu()).sum((-2, -1)), sigma
+    )
 
 
 @pytest.mark.parametrize("n_iter", [0, 1, 2, 5])

@@ -4,13 +4,13 @@ import copy
 import math
 
 import pytest
+import tolerances
 import torch
+from cases import FLOATS, by_dtype, weight_of_condition
 from torch import nn
 from torch.nn.utils import parametrize
 
 import lipkernels.nn as lnn
-import tolerances
-from cases import FLOATS, by_dtype, weight_of_condition
 from lipkernels import functional as F
 from lipkernels import parametrizations as P
 
@@ -40,8 +40,15 @@ def test_values(name, dtype):
     w = weight_of_condition((5, 8), 10).to(dtype)
     result = make()(w)
     assert result.dtype == dtype
-    torch.testing.assert_close(result, function(w), rtol=0, atol=tolerances.WEIGHT_VALUES["polar_factor"][dtype] + 1e-10)
-    torch.testing.assert_close(make(0.25)(w), function(w, 0.25), rtol=0, atol=1e-2 if dtype in (torch.float16, torch.bfloat16) else 1e-6)
+    torch.testing.assert_close(
+        result, function(w), rtol=0, atol=tolerances.WEIGHT_VALUES["polar_factor"][dtype] + 1e-10
+    )
+    torch.testing.assert_close(
+        make(0.25)(w),
+        function(w, 0.25),
+        rtol=0,
+        atol=1e-2 if dtype in (torch.float16, torch.bfloat16) else 1e-6,
+    )
 
 
 @pytest.mark.parametrize("name", MAKE)
@@ -97,7 +104,10 @@ def test_attention():
         out, _ = attention(x, x, x)
         attention.zero_grad()
         out.pow(2).sum().backward()
-        for part in (attention.parametrizations.in_proj_weight, attention.out_proj.parametrizations.weight):
+        for part in (
+            attention.parametrizations.in_proj_weight,
+            attention.out_proj.parametrizations.weight,
+        ):
             assert part.original.grad.any() and part.original.grad.isfinite().all()
 
 
@@ -125,7 +135,9 @@ def test_remove_parametrizations(name, keep):
     parametrize.remove_parametrizations(layer, "weight", leave_parametrized=keep)
     assert not hasattr(layer, "parametrizations") and type(layer) is nn.Linear
     assert isinstance(layer.weight, nn.Parameter)
-    torch.testing.assert_close(layer.weight.detach(), constrained if keep else raw, rtol=0, atol=1e-6)
+    torch.testing.assert_close(
+        layer.weight.detach(), constrained if keep else raw, rtol=0, atol=1e-6
+    )
 
 
 def test_assignment_sets_the_raw_weight():
@@ -183,12 +195,17 @@ def test_cached():
 
 
 def test_settings():
-    assert P.SpectralNormalization().constraint == lnn.SpectralLinear(1, 1, eps_bjorck=None).constraint
+    assert (
+        P.SpectralNormalization().constraint == lnn.SpectralLinear(1, 1, eps_bjorck=None).constraint
+    )
     assert P.PolarFactor().constraint == lnn.SpectralLinear(1, 1).constraint
     assert P.Bjorck().constraint == lnn.SpectralLinear(1, 1, maxiter_bjorck=15).constraint
     whole = lnn.FrobeniusLinear(1, 1, disjoint_neurons=False).constraint
     assert P.FrobeniusNormalization().constraint == whole
-    assert P.FrobeniusNormalization(disjoint_neurons=True).constraint == lnn.FrobeniusLinear(1, 1).constraint
+    assert (
+        P.FrobeniusNormalization(disjoint_neurons=True).constraint
+        == lnn.FrobeniusLinear(1, 1).constraint
+    )
 
 
 @pytest.mark.parametrize("k", [0, -1.0, math.nan, math.inf, True, "1", None], ids=repr)

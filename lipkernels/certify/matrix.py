@@ -114,6 +114,7 @@ def spectral_norm_bound(matrix: Tensor) -> float:
     rounding = _gamma(x.shape[1]) * _frobenius(x) ** 2 + x.numel() * _TINY
     bound = math.sqrt(_bound_by_squaring(gram) + rounding) * (1 + 8 * _U)
     try:
-        return math.ldexp(bound, exponent) * (1 + 2 * _U)
+        # The one inexact step for a subnormal result.
+        return math.nextafter(math.ldexp(bound, exponent), math.inf)
     except OverflowError:
         return math.inf

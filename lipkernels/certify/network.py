@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from torch import fx, nn
+from torch.nn.modules import module as torch_module
 
 from lipkernels.certify.graph import NoRuleError, graph_constant
 from lipkernels.certify.modules import (
@@ -81,7 +82,12 @@ def _walk(module: nn.Module, name: str, layers: dict[str, float]) -> float:
 def _refuse_tampering(module: nn.Module, name: str) -> None:
     if has_own_forward(module):
         raise TypeError(_no_rule(module, name, "its forward was replaced on the instance"))
-    hooks = [*module._forward_pre_hooks.values(), *module._forward_hooks.values()]
+    hooks = (
+        *module._forward_pre_hooks.values(),
+        *module._forward_hooks.values(),
+        *torch_module._global_forward_pre_hooks.values(),
+        *torch_module._global_forward_hooks.values(),
+    )
     if not all(getattr(hook, "keeps_output", False) for hook in hooks):
         raise TypeError(_no_rule(module, name, "it has forward hooks, which may change its output"))
 

@@ -80,6 +80,8 @@ def lprelu(x: Tensor, slope: Tensor) -> Tensor:
     >>> lprelu(torch.tensor([[-2.0, 1.0]]), torch.tensor([4.0]))
     tensor([[-2.,  1.]])
     """
+    if not isinstance(x, Tensor):
+        raise TypeError(f"input: expected a Tensor, got {type(x).__name__}")
     channels = x.shape[1] if x.dim() > 1 else 1
     if slope.dim() != 1 or slope.shape[0] not in (1, channels):
         raise ValueError(f"slope: expected shape (1,) or ({channels},), got {tuple(slope.shape)}")

@@ -34,7 +34,7 @@ def _forward_reference(
     for weight, u, scale in zip(weights, us, scales, strict=True):
         sigma, left, right, _ = reference.top_singular_triplet(weight, u, max_iter, tol)
         unit, _ = to_unit_magnitude(weight)
-        normalized = reference.spectral_normalize(unit, sigma)
+        normalized = reference.spectral_normalize(unit.double(), sigma)
         results.append(scale_and_round(normalized, scale, dtype).contiguous())
         new_us.append(left.to(u.dtype, copy=True))
         saved += [sigma, left.contiguous(), right.contiguous()]

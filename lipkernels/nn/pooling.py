@@ -30,6 +30,8 @@ def _pair(name: str, value: int | Sequence[int], least: int) -> tuple[int, int]:
 
 
 def _check_image(x: Tensor) -> None:
+    if not isinstance(x, Tensor):
+        raise TypeError(f"input: expected a Tensor, got {type(x).__name__}")
     if x.dim() not in (3, 4):
         raise ValueError(
             f"input: expected (N, C, H, W) or (C, H, W), got {x.dim()} dimensions {tuple(x.shape)}"

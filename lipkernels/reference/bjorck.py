@@ -6,12 +6,21 @@
 1971; as a layer: Anil, Lucas and Grosse, arXiv 1811.05381.) On [0, 1] and for 0 < beta <= 1/2 the
 map sigma -> (1 + beta) sigma - beta sigma^3 increases to 1: the result never exceeds norm one.
 
-Every X_k is A_k X_0 with A_k a polynomial in the m x m Gram matrix G_0, so the loop runs there:
+Every X_k keeps the row space of X_0 = R_0 Q (Q Q^T = I, R_0 m x m, from a QR factorization), so the
+loop runs on m x m matrices, in float64:
 
-    M_k = (1 + beta) I - beta G_k,     A_{k+1} = M_k A_k,     G_{k+1} = M_k G_k M_k
+    R_{k+1} = M_k R_k,     M_k = (1 + beta) I - beta R_k R_k^T,     X_n = R_n Q
 
-in float64, since A grows to (1 + beta)^k in small singular directions. The gradient is the exact
-reverse of these three lines; the m x m matrices are recomputed, so nothing but W is stored.
+It is the iteration itself and not the product A = M_{n-1} .. M_0 applied to X_0 at the end, which
+would lift rounding errors by |A| = (1 + beta)^n, and the norm above one.
+
+Gradient. With Gamma = dL/dX_n, the part of dX_0 in the row space moves R_0, the part N outside it
+gives dX_n = A N and, to first order, leaves R_k alone. In reverse, from Gamma_n = Gamma Q^T,
+
+    Gamma_k = M_k Gamma_{k+1} - beta (Gamma_{k+1} R_k^T + R_k Gamma_{k+1}^T) R_k
+    dL/dX_0 = Gamma_0 Q + A^T Gamma (I - Q^T Q)
+
+The R_k are recomputed, so nothing but W is stored for backward.
 """
 
 from __future__ import annotations
@@ -20,58 +29,57 @@ import torch
 from torch import Tensor
 
 
-def _steps(gram: Tensor, beta: float, n_iter: int, tol: float) -> list[tuple[Tensor, Tensor]]:
-    """The pairs (M_k, G_k) of the iteration, stopped early when |X_{k+1} - X_k|_F <= tol."""
-    eye = torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device)
-    pairs = []
+def _factor(x: Tensor) -> tuple[Tensor, Tensor]:
+    """``(R, Q)`` with R Q the wide one of x and x^T, in float64."""
+    wide = (x.mT if x.shape[-2] > x.shape[-1] else x).double()
+    q, r = torch.linalg.qr(wide.mT)
+    return r.mT, q.mT
+
+
+def _step_matrix(r: Tensor, beta: float) -> Tensor:
+    eye = torch.eye(r.shape[-1], dtype=r.dtype, device=r.device)
+    return (1 + beta) * eye - beta * (r @ r.mT)
+
+
+def _iterates(r: Tensor, beta: float, n_iter: int, tol: float) -> list[Tensor]:
+    """R_0 .. R_n, stopped early where |X_{k+1} - X_k|_F would be at most ``tol``."""
+    iterates = [r]
     for _ in range(n_iter):
-        # |X_{k+1} - X_k|_F^2 = beta^2 tr((I - G) G (I - G))
-        defect = eye - gram
-        change = beta * (defect @ gram * defect).sum(dim=(-2, -1)).clamp_min(0.0).sqrt()
+        following = _step_matrix(r, beta) @ r
+        change = torch.linalg.vector_norm(following - r, dim=(-2, -1))
         if bool((change <= tol).all()):
             break
-        step = (1 + beta) * eye - beta * gram
-        pairs.append((step, gram))
-        gram = step @ gram @ step
-        gram = 0.5 * (gram + gram.mT)
-    return pairs
+        r = following
+        iterates.append(r)
+    return iterates
 
 
-def _wide(x: Tensor) -> Tensor:
-    return x.mT if x.shape[-2] > x.shape[-1] else x
+def _is_finite(x: Tensor) -> bool:
+    return bool(torch.isfinite(x).all())
 
 
 def bjorck(x: Tensor, beta: float, n_iter: int, tol: float) -> Tensor:
     """The iteration from ``x`` (..., rows, cols) of norm at most one. Returns float64."""
-    wide = _wide(x).double()
-    if not bool(torch.isfinite(wide).all()):
+    if not _is_finite(x):
         return torch.full_like(x, torch.nan, dtype=torch.float64)
-    gram = wide @ wide.mT
-    product = torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device).expand_as(gram)
-    for step, _ in _steps(gram, beta, n_iter, tol):
-        product = step @ product
-    result = product @ wide
-    return result.mT if wide.shape != x.shape else result
+    r, q = _factor(x)
+    result = _iterates(r, beta, n_iter, tol)[-1] @ q
+    return result.mT if x.shape[-2] > x.shape[-1] else result
 
 
 def bjorck_vjp(grad: Tensor, x: Tensor, beta: float, n_iter: int, tol: float) -> Tensor:
     """dL/dX_0 from ``grad`` = dL/dX_n: the reverse of :func:`bjorck`, in float64."""
-    tall = x.shape[-2] > x.shape[-1]
-    wide = _wide(x).double()
-    gamma = (grad.mT if tall else grad).double()
-    if not bool(torch.isfinite(wide).all()):
+    if not _is_finite(x):
         return torch.full_like(x, torch.nan, dtype=torch.float64)
-    pairs = _steps(wide @ wide.mT, beta, n_iter, tol)
-    products = [torch.eye(wide.shape[-2], dtype=wide.dtype, device=wide.device)]
-    for step, _ in pairs:
-        products.append(step @ products[-1])
-
-    d_wide = products[-1].mT @ gamma
-    d_product = gamma @ wide.mT
-    d_gram = torch.zeros_like(d_product)
-    for (step, gram), product in zip(reversed(pairs), reversed(products[:-1]), strict=True):
-        d_step = d_product @ product.mT + d_gram @ (gram @ step).mT + (step @ gram).mT @ d_gram
-        d_product = step.mT @ d_product
-        d_gram = step.mT @ d_gram @ step.mT - beta * d_step
-    d_wide = d_wide + (d_gram + d_gram.mT) @ wide
-    return d_wide.mT if tall else d_wide
+    tall = x.shape[-2] > x.shape[-1]
+    gamma = (grad.mT if tall else grad).double()
+    r, q = _factor(x)
+    inside = gamma @ q.mT  # Gamma_k, from the last k to the first
+    outside = gamma - inside @ q  # A^T Gamma (I - Q^T Q), likewise
+    for iterate in reversed(_iterates(r, beta, n_iter, tol)[:-1]):
+        step = _step_matrix(iterate, beta)
+        crossed = inside @ iterate.mT
+        inside = step @ inside - beta * (crossed + crossed.mT) @ iterate
+        outside = step @ outside
+    result = inside @ q + outside
+    return result.mT if tall else result

@@ -60,10 +60,13 @@ def _newton_schulz_step(u: Tensor) -> Tensor:
     """U + (I - U U^T) U / 2: maps sigma to 1.5 sigma - 0.5 sigma^3, which is <= 1 for every sigma.
 
     It makes a nearly orthogonal U orthogonal to rounding, and is what bounds the largest singular
-    value whatever the error made before it. The residual form keeps rounding relative to |U|.
+    value whatever the error made before it. The residual is taken in float64: the float32 roundings
+    of a long sum of like terms (a constant row) add up instead of cancelling, and would be read as
+    a defect. The correction itself is small, and so are its roundings.
     """
-    defect = torch.eye(u.shape[-2], dtype=u.dtype, device=u.device) - u @ u.mT
-    return u + 0.5 * (defect @ u)
+    wide = u.double()
+    defect = torch.eye(u.shape[-2], dtype=wide.dtype, device=u.device) - wide @ wide.mT
+    return u + 0.5 * (defect.to(u.dtype) @ u)
 
 
 def _wide_polar_factor(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -73,9 +76,9 @@ def _wide_polar_factor(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     vectors, p = _decompose(x)
     ill_conditioned = bool((p[..., -1] > _MAX_CONDITION_FLOAT32 * p[..., 0]).any())
     if ill_conditioned and x.dtype != torch.float64:
-        vectors, p = _decompose(x.double())
-    u = (_inverse_root(vectors, p) @ x.to(p.dtype)).to(x.dtype)
-    u = _newton_schulz_step(u).to(kind)
+        x = x.double()
+        vectors, p = _decompose(x)
+    u = _newton_schulz_step(_inverse_root(vectors, p) @ x).to(kind)
     return torch.where(finite, u, torch.nan), vectors.to(kind), p.to(kind)
 
 

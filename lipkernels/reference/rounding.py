@@ -3,21 +3,18 @@
 Rounding is a perturbation: an orthogonal matrix stored in bfloat16 has norm up to 1.005, not 1. The
 result of :func:`scale_and_round` has sigma_max <= scale *after* rounding.
 
-float32 and float64: the matrix is shrunk by a margin a few times the rounding of the operation that
-made it. float16 and bfloat16: the norm of the rounded matrix is computed in float64; where it
-exceeds the scale, the matrix is divided by that norm, and by a little more each time, and rounded
-again; should the last attempt still exceed it, the worst case |rounding|_2 <= |rounding|_F is paid
-in full.
+float32 and float64: the matrix is shrunk by what rounding can add at the worst, when the roundings
+of all entries conspire: |rounding|_2 <= |rounding|_F <= (eps/2) |x|_F <= (eps/2) sqrt(m), m the
+smaller side, once for x and once for the product. float16 and bfloat16, where that would cost
+percents: the norm of the rounded matrix is computed in float64; where it exceeds the scale, the
+matrix is divided by that norm, and by a little more each time, and rounded again; should the last
+attempt still exceed it, the worst case is paid in full.
 """
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
-
-# In float32 the polar factor's largest singular value was at most 1 + 4e-7 over all tested shapes
-# (see tests/test_soundness.py); float64 likewise, with sigma known to 1e-10.
-_MARGIN = {torch.float32: 2.0**-21, torch.float64: 2.0**-44}
 
 # An orthogonal matrix that is already on the bfloat16 grid takes three or four; the worst case
 # would cost it 6% of its norm at 64 x 64 and 11% at 256 x 256.
@@ -34,19 +31,28 @@ def _norm(x: Tensor) -> Tensor:
     return largest.sqrt() * (1 + 1e-10) + torch.where(finite, 0.0, torch.nan)
 
 
+def _subnormal_rounding(x: Tensor, dtype: torch.dtype) -> float:
+    """Bound of |rounding|_F where entries fall below the normal range and rounding is absolute."""
+    info = torch.finfo(dtype)
+    return info.smallest_normal * info.eps * (x.shape[-2] * x.shape[-1]) ** 0.5
+
+
 def _worst_case_factor(x: Tensor, scale: float, dtype: torch.dtype) -> float:
     """f with |round(f scale x)|_2 <= scale for every x of norm one."""
-    info = torch.finfo(dtype)
-    m, n = sorted(x.shape[-2:])
-    relative = info.eps * m**0.5  # |x|_F <= sqrt(m), each entry off by at most eps/2, twice
-    absolute = info.smallest_normal * info.eps * (m * n) ** 0.5  # subnormals
-    return max(0.0, 1.0 - absolute / scale) / (1.0 + relative)
+    # One more eps: the scale is rounded too. At least four: what the op itself rounds at any size.
+    # float64 results come from float64 iterations, good to about 1e-15 m.
+    m = min(x.shape[-2:])
+    relative = torch.finfo(dtype).eps * (1 + max(4.0, m**0.5))
+    if dtype == torch.float64:
+        relative += 2.0**-44
+    return max(0.0, 1.0 - relative - _subnormal_rounding(x, dtype) / scale)
 
 
 def scale_and_round(x: Tensor, scale: float, dtype: torch.dtype) -> Tensor:
     """``scale * x`` in ``dtype``, of spectral norm at most ``scale``; x has norm at most one."""
-    if dtype in _MARGIN:
-        return (x * (scale * (1 - _MARGIN[dtype]))).to(dtype)
+    worst_case = (x * (scale * _worst_case_factor(x, scale, dtype))).to(dtype)
+    if dtype in (torch.float32, torch.float64):
+        return worst_case
     eps = torch.finfo(dtype).eps
     rounded = (x * scale).to(dtype)
     norm = _norm(rounded)
@@ -59,9 +65,8 @@ def scale_and_round(x: Tensor, scale: float, dtype: torch.dtype) -> Tensor:
         factor = torch.where(too_large, smaller, factor)
         rounded = (x * (scale * factor)).to(dtype)
         norm = _norm(rounded)
-    last = (x * (scale * _worst_case_factor(x, scale, dtype))).to(dtype)
-    # A NaN norm fails the comparison, and `last` carries the NaN on.
-    return torch.where(norm <= scale, rounded, last)
+    # A NaN norm fails the comparison, and the worst case carries the NaN on.
+    return torch.where(norm <= scale, rounded, worst_case)
 
 
 def scale_and_round_frobenius(x: Tensor, scale: float, dtype: torch.dtype) -> Tensor:
@@ -69,9 +74,7 @@ def scale_and_round_frobenius(x: Tensor, scale: float, dtype: torch.dtype) -> Te
 
     Rounding moves every entry by at most eps/2 of itself, and so the norm: one factor is enough.
     """
-    if dtype in _MARGIN:
-        return (x * (scale * (1 - _MARGIN[dtype]))).to(dtype)
-    info = torch.finfo(dtype)
-    absolute = info.smallest_normal * info.eps * (x.shape[-1] * x.shape[-2]) ** 0.5
-    factor = max(0.0, 1.0 - absolute / scale) / (1.0 + info.eps * 0.51)
+    relative = 2.0**-44 if dtype == torch.float64 else 4 * torch.finfo(torch.float32).eps
+    relative += torch.finfo(dtype).eps * 0.51
+    factor = max(0.0, 1.0 - relative - _subnormal_rounding(x, dtype) / scale)
     return (x * (scale * factor)).to(dtype)
