@@ -13,9 +13,8 @@ from fractions import Fraction
 
 import numpy as np
 import torch
-from torch import Tensor
-
 from tolerances import SVD
+from torch import Tensor
 
 _NUMPY_MODE = {
     "reflect": "reflect",

@@ -2,19 +2,12 @@
 
 import copy
 import math
+import operator
+from fractions import Fraction
 
 import pytest
 import torch
-from torch import fx, nn
-from torch.nn.modules import module as torch_module
-from torch.nn.utils import parametrizations, weight_norm
-from torch.nn.utils.parametrize import is_parametrized, remove_parametrizations
-
-import lipkernels
-import lipkernels.nn as lnn
 from bad_weights import BAD_WEIGHTS, bad_weight
-from lipkernels import vanilla_export
-from lipkernels.certify import LipschitzBound, lipschitz_bound, spectral_norm_bound
 from operator_norm import (
     assert_within,
     is_above_a_gain,
@@ -24,6 +17,15 @@ from operator_norm import (
     operator_norm,
 )
 from tolerances import CERTIFIED, PAIRS
+from torch import fx, nn
+from torch.nn.modules import module as torch_module
+from torch.nn.utils import parametrizations, weight_norm
+from torch.nn.utils.parametrize import is_parametrized, remove_parametrizations
+
+import lipkernels
+import lipkernels.nn as lnn
+from lipkernels import vanilla_export
+from lipkernels.certify import LipschitzBound, lipschitz_bound, spectral_norm_bound
 
 F64 = torch.float64
 
@@ -74,9 +76,9 @@ PATHOLOGICAL = {
     ),
     "constant": lambda m, n: torch.full((m, n), float(torch.rand(())) + 0.1, dtype=F64),
     "sparse": lambda m, n: torch.randn(m, n, dtype=F64) * (torch.rand(m, n) < 0.3),
-    "one_entry": lambda m, n: nn.functional.one_hot(torch.tensor(m * n // 2), m * n)
-    .double()
-    .reshape(m, n),
+    "one_entry": lambda m, n: (
+        nn.functional.one_hot(torch.tensor(m * n // 2), m * n).double().reshape(m, n)
+    ),
     "denormal": lambda m, n: torch.randn(m, n, dtype=F64) * 2e-320,
     "smallest": lambda m, n: torch.randint(0, 2, (m, n)) * 5e-324,
     "float32_denormal": lambda m, n: (torch.randn(m, n) * 3e-45).double(),
@@ -267,7 +269,7 @@ def test_plain_linear_chains(trained):
 
 
 def test_bound_is_attained_by_orthogonal_kernels():
-    """Convolutions whose kernel matrix is square orthogonal: the bound is the norm, on some size."""
+    """Kernels whose matrix is square orthogonal: the bound is the norm, on some image size."""
     for mode, padding, size in (("zeros", 2, 7), ("circular", 2, 2), ("replicate", 2, 1)):
         layer = nn.Conv1d(1, 3, 3, padding=padding, padding_mode=mode, bias=False)
         layer.weight.data.copy_(orthogonal(3, 3).reshape(3, 1, 3))
@@ -314,30 +316,36 @@ def test_constrained_weight_is_bounded_and_not_believed():
 def bent_nets():
     conv = lnn.SpectralConv2d(1, 4, 3, padding=1, padding_mode="symmetric")
     image = (1, 6, 6)
-    yield lnn.Sequential(
-        conv,
-        lnn.GroupSort2(),
-        lnn.ScaledL2NormPool2d(2),
-        lnn.MaxMin(),
-        nn.Flatten(),
-        lnn.SpectralLinear(72, 5),
-        lnn.FullSort(),
-        lnn.FrobeniusLinear(5, 3),
-        k_coef_lip=2.0,
-    ), image
-    yield nn.Sequential(
-        nn.Conv2d(1, 3, 3),
-        nn.LeakyReLU(2.0),
-        nn.MaxPool2d(3, 1, 1),
-        nn.BatchNorm2d(3),
-        nn.ELU(1.7),
-        nn.AvgPool2d(3, 2, 1, True, False),
-        nn.Flatten(),
-        nn.Linear(27, 6),
-        nn.PReLU(6, init=2.5),
-        nn.Linear(6, 2),
-        nn.Sigmoid(),
-    ).eval(), image
+    yield (
+        lnn.Sequential(
+            conv,
+            lnn.GroupSort2(),
+            lnn.ScaledL2NormPool2d(2),
+            lnn.MaxMin(),
+            nn.Flatten(),
+            lnn.SpectralLinear(72, 5),
+            lnn.FullSort(),
+            lnn.FrobeniusLinear(5, 3),
+            k_coef_lip=2.0,
+        ),
+        image,
+    )
+    yield (
+        nn.Sequential(
+            nn.Conv2d(1, 3, 3),
+            nn.LeakyReLU(2.0),
+            nn.MaxPool2d(3, 1, 1),
+            nn.BatchNorm2d(3),
+            nn.ELU(1.7),
+            nn.AvgPool2d(3, 2, 1, True, False),
+            nn.Flatten(),
+            nn.Linear(27, 6),
+            nn.PReLU(6, init=2.5),
+            nn.Linear(6, 2),
+            nn.Sigmoid(),
+        ).eval(),
+        image,
+    )
     yield nn.Sequential(nn.Flatten(), nn.Linear(36, 5), nn.Tanh(), nn.Softplus(beta=3)), image
     yield nn.Sequential(nn.MaxPool2d((2, 3), 1, dilation=(1, 2), ceil_mode=True)), image
     yield nn.Sequential(nn.MaxPool2d(3, 2, 1), nn.Softshrink(0.1), nn.Hardtanh(-2, 2)), image
@@ -451,9 +459,8 @@ REFUSED_GRAPHS = {
     "averaged": lambda g, x: g.call_function(torch.nn.functional.avg_pool2d, (x, 2)),
     "expanded": lambda g, x: g.call_method("expand", (x, 9, -1)),
     "repeated": lambda g, x: g.call_method("repeat", (x, 2)),
-    "nan times": lambda g, x: g.call_function(torch.abs, (x,))
-    and g.call_function(__import__("operator").mul, (x, math.nan)),
-    "infinity times": lambda g, x: g.call_function(__import__("operator").mul, (x, math.inf)),
+    "nan times": lambda g, x: g.call_function(operator.mul, (x, math.nan)),
+    "infinity times": lambda g, x: g.call_function(operator.mul, (x, math.inf)),
     "another module": lambda g, x: g.call_function(torch.softmax, (x, 1)),
 }
 
@@ -465,8 +472,6 @@ def test_graphs_without_a_rule_are_refused(name):
 
 
 def test_scale_in_a_graph_is_read():
-    import operator
-
     for k in (3.0, -3.0, 0.5):
         module = graph(lambda g, x, k=k: g.call_function(operator.mul, (x, k)))
         assert abs(k) <= lipschitz_bound(module).value <= abs(k) * (1 + CERTIFIED)
@@ -757,8 +762,6 @@ def test_global_hooks_are_refused():
 
 def test_the_network_bound_covers_the_product():
     """Rounded outwards at every layer: the product of the layers' bounds, in rationals."""
-    from fractions import Fraction
-
     net = nn.Sequential(*(nn.Linear(2, 2) for _ in range(40)))
     bound = lipschitz_bound(net)
     product = math.prod(Fraction(value) for value in bound.layers.values())

@@ -129,6 +129,7 @@ def test_meta_device(layer):
     for m in module.modules():
         if hasattr(m, "reset_parameters"):
             m.reset_parameters()
+    assert all(t.isfinite().all() for t in [*module.parameters(), *module.buffers()])
     y = module(x)
     assert y.shape == out.shape and y.isfinite().all()
     state = layer.trained().state_dict()

@@ -11,6 +11,7 @@ from layer_table import CONSTRAINED, LAYERS, TWINS
 from torch import nn
 
 import lipkernels.nn as lnn
+from lipkernels import functional as F
 
 LINEARS = [layer for layer in CONSTRAINED if "Linear" in layer.name]
 IMAGES = [layer for layer in LAYERS if "Conv" in layer.name or "Pool" in layer.name]
@@ -57,6 +58,42 @@ def test_symmetric_padding_is_numpy_padding():
     padded = np.pad(x.numpy(), ((0, 0), (0, 0), (1, 1), (2, 2)), mode="symmetric")
     expected = nn.functional.conv2d(torch.from_numpy(padded), module.weight, module.bias)
     assert torch.equal(module(x), expected)
+
+
+def test_pools_are_scaled_sums_and_norms_of_their_windows():
+    x = torch.randn(2, 3, 6, 8, generator=torch.Generator().manual_seed(0))
+    blocks = x.reshape(2, 3, 3, 2, 2, 4)  # windows of 2 x 4
+    total, norm = blocks.sum((3, 5)), blocks.square().sum((3, 5)).sqrt()
+    pool = lnn.ScaledAvgPool2d((2, 4), k_coef_lip=3.0)
+    torch.testing.assert_close(pool(x), 3 * total / 8**0.5)
+    torch.testing.assert_close(lnn.ScaledL2NormPool2d((2, 4), k_coef_lip=3.0)(x), 3 * norm)
+    # A 2 x 2 window at every pixel reads an inner pixel four times.
+    windows = x.unfold(2, 2, 1).unfold(3, 2, 1)
+    torch.testing.assert_close(lnn.ScaledAvgPool2d(2, 1)(x), windows.sum((-2, -1)) / 4)
+    expected = windows.square().sum((-2, -1)).sqrt() / 2
+    torch.testing.assert_close(lnn.ScaledL2NormPool2d(2, 1)(x), expected)
+    total, norm = x.sum((2, 3), keepdim=True), x.square().sum((2, 3), keepdim=True).sqrt()
+    torch.testing.assert_close(lnn.ScaledAdaptiveAvgPool2d(1)(x), total / 48**0.5)
+    torch.testing.assert_close(lnn.ScaledAdaptiveL2NormPool2d(1)(x), norm)
+
+
+def test_samplings_and_activations_are_their_functions():
+    x = torch.randn(2, 4, 4, 6, generator=torch.Generator().manual_seed(0))
+    down = lnn.InvertibleDownSampling((2, 3), mode="DCR", k_coef_lip=0.5)
+    assert torch.equal(down(x), F.space_to_depth(x, (2, 3), mode="DCR") * 0.5)
+    up = lnn.InvertibleUpSampling(2, data_format="channels_last", k_coef_lip=2.0)
+    last = x.movedim(1, -1)
+    expected = F.depth_to_space(last.repeat(1, 1, 1, 2), 2, data_format="channels_last") * 2
+    assert torch.equal(up(last.repeat(1, 1, 1, 2)), expected)
+    assert torch.equal(down(x).mul(2), lnn.InvertibleDownSampling((2, 3), mode="DCR")(x))
+    assert torch.equal(lnn.GroupSort(3, dim=-1)(x), F.group_sort(x, 3, -1))
+    assert torch.equal(lnn.GroupSort2()(x), F.group_sort(x, 2))
+    assert torch.equal(lnn.FullSort(dim=2)(x), x.sort(2)[0])
+    assert torch.equal(lnn.MaxMin(-1, k_coef_lip=3.0)(x), F.max_min(x, -1) * 3)
+    assert torch.equal(lnn.Abs(k_coef_lip=0.5)(x), x.abs() / 2)
+    householder, slope = lnn.HouseHolder(4), lnn.LPReLU(4, 0.5)
+    assert torch.equal(householder(x), F.householder(x, householder.theta))
+    assert torch.equal(slope(x), torch.where(x > 0, x, 0.5 * x))
 
 
 @pytest.mark.parametrize("layer", CONSTRAINED, ids=str)

@@ -290,6 +290,21 @@ def test_second_derivative_of_a_weight_op_raises(op):
         first.sum().backward()
 
 
+def test_what_an_op_keeps_for_its_backward_is_not_differentiable():
+    w = [weight_case("polar_factor").input().requires_grad_()]
+    u, scales = [F.initial_vector(w[0].detach())], [1.0]
+    spectral = (w, u, scales, torch.float64, 10, 1e-3)
+    for results, *others in (
+        polar_ops.polar_factor(w, scales, torch.float64, "reference"),
+        spectral_ops.spectral_normalize(*spectral, "reference"),
+        bjorck_ops.bjorck(*spectral, 0.5, 3, 0.0, "reference"),
+    ):
+        assert results[0].requires_grad
+        assert not any(t.requires_grad for t in tensors_in(others))
+    _, index = sorting_ops.group_sort(w[0], 1, 0, "reference")
+    assert not index.requires_grad
+
+
 @pytest.mark.parametrize("op", WEIGHT_OPS)
 def test_autocast_does_not_reach_the_weight(op):
     case = weight_case(op)

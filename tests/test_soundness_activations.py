@@ -4,12 +4,12 @@ import math
 
 import pytest
 import torch
+from operator_norm import assert_within, jacobian, operator_norm
+from tolerances import ATTAINED, CERTIFIED, PAIRS
 
 import lipkernels.nn as lnn
 from lipkernels.certify import lipschitz_bound
 from lipkernels.nn.module import LipschitzModule
-from operator_norm import assert_within, jacobian, operator_norm
-from tolerances import ATTAINED, CERTIFIED, PAIRS
 
 F64 = torch.float64
 
@@ -163,6 +163,4 @@ def test_trained_parameters_stay_sound():
             layer(torch.randn(8, 6, dtype=F64)).sum().backward()
             optimizer.step()
             assert_within(jacobian(layer.eval(), torch.randn(1, 6, dtype=F64)), 0.5)
-        assert any(
-            (p - s).abs().max() > 1 for p, s in zip(layer.parameters(), start, strict=True)
-        )
+        assert any((p - s).abs().max() > 1 for p, s in zip(layer.parameters(), start, strict=True))

@@ -1,7 +1,7 @@
 """No convolution exceeds its k, on any image: dense matrices by definition, float64 SVD.
 
-Each geometry is tried with kernels whose matrix is square orthogonal, where the bound is attained on
-some image size, and with kernels that are worst cases of other kinds (constant, one tap, random).
+Each geometry is tried with kernels whose matrix is square orthogonal, where the bound is attained
+on some image size, and with worst cases of other kinds (constant, one tap, random).
 """
 
 import itertools
@@ -9,12 +9,8 @@ import random
 
 import pytest
 import torch
-from torch import nn
-
-import lipkernels.nn as lnn
 from bad_weights import BAD_WEIGHTS, bad_weight
 from constrained_layers import FORMATS, SPECTRAL, set_raw, weight_in
-from lipkernels.certify import lipschitz_bound, max_reads
 from operator_norm import (
     assert_within,
     convolution_matrix,
@@ -24,6 +20,10 @@ from operator_norm import (
     transposed_convolution_matrix,
 )
 from tolerances import ATTAINED, CERTIFIED, LAYER_OUTPUT
+from torch import nn
+
+import lipkernels.nn as lnn
+from lipkernels.certify import lipschitz_bound, max_reads
 
 MODES = ("zeros", "reflect", "replicate", "circular", "symmetric")
 SPECTRAL_CONV = {1: lnn.SpectralConv1d, 2: lnn.SpectralConv2d, 3: lnn.SpectralConv3d}
@@ -99,9 +99,7 @@ SIZES_1D = (1, 2, 3, 5, 8, 11)
 
 
 def sizes_1d(kernel, dilation, padding, mode):
-    return [
-        n for n in SIZES_1D if allowed(n, padding, mode) and fits(n, kernel, padding, dilation)
-    ]
+    return [n for n in SIZES_1D if allowed(n, padding, mode) and fits(n, kernel, padding, dilation)]
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -383,9 +381,7 @@ def test_transposed_in_many_dimensions(n_dims, n):
         size = tuple(rng.randint(1, 3 if n_dims == 2 else 2) for _ in range(n_dims))
         outputs = [
             (i - 1) * s - 2 * p + d * (k - 1) + e + 1
-            for i, s, p, d, k, e in zip(
-                size, stride, padding, dilation, kernel, extra, strict=True
-            )
+            for i, s, p, d, k, e in zip(size, stride, padding, dilation, kernel, extra, strict=True)
         ]
         if min(outputs) < 1 or torch.tensor(outputs).prod() > 150:
             continue

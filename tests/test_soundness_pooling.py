@@ -5,11 +5,11 @@ import math
 
 import pytest
 import torch
+from operator_norm import assert_within, jacobian, matrix_of, operator_norm
+from tolerances import ATTAINED, CERTIFIED, LAYER_OUTPUT, PAIRS
 
 import lipkernels.nn as lnn
 from lipkernels.certify import lipschitz_bound
-from operator_norm import assert_within, jacobian, matrix_of, operator_norm
-from tolerances import ATTAINED, CERTIFIED, LAYER_OUTPUT, PAIRS
 
 F64 = torch.float64
 
@@ -36,9 +36,7 @@ SIZES = ((1, 2), (3, 3), (4, 5), (6, 6))
 
 def usable(pool, size):
     """Sizes that the pool takes: windows fit, and without ceil_mode they cover the image."""
-    fit = all(
-        n + 2 * p >= k for n, p, k in zip(size, pool.padding, pool.kernel_size, strict=True)
-    )
+    fit = all(n + 2 * p >= k for n, p, k in zip(size, pool.padding, pool.kernel_size, strict=True))
     try:
         pool(torch.zeros(1, 1, *size))
     except ValueError as error:
@@ -131,7 +129,7 @@ def test_ceil_mode_of_the_peers():
 
 def test_divisor_override_is_refused():
     for divisor in (1, 2, 4, -1):
-        with pytest.raises(ValueError, match="divisor_override: expected None .* got"):
+        with pytest.raises(ValueError, match=r"divisor_override: expected None .* got"):
             lnn.ScaledAvgPool2d(2, divisor_override=divisor)
 
 
@@ -227,7 +225,7 @@ def test_global_pools(size, k):
 def test_resampling_is_an_isometry_times_k(mode, data_format, k):
     for block in (1, 2, (1, 3), (3, 2)):
         keywords = {"mode": mode, "data_format": data_format, "k_coef_lip": k}
-        down, up = lnn.InvertibleDownSampling(block, **keywords), None
+        down = lnn.InvertibleDownSampling(block, **keywords)
         up = lnn.InvertibleUpSampling(block, **keywords)
         ph, pw = down.kernel_size
         image, blocks = (2, 2 * ph, 2 * pw), (2 * ph * pw, 2, 1)

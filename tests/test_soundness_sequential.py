@@ -5,12 +5,12 @@ import math
 
 import pytest
 import torch
+from operator_norm import assert_within, jacobian, matrix_of, operator_norm
+from tolerances import ATTAINED, CERTIFIED, PAIRS
 from torch import nn
 
 import lipkernels.nn as lnn
 from lipkernels.certify import lipschitz_bound
-from operator_norm import assert_within, jacobian, matrix_of, operator_norm
-from tolerances import ATTAINED, CERTIFIED, PAIRS
 
 F32_ATTAINED = ATTAINED[torch.float32]
 
@@ -190,7 +190,7 @@ def test_plain_layers_are_counted():
 
 
 def test_frobenius_rows_count_with_the_root():
-    """disjoint_neurons: each neuron is k-Lipschitz, the layer k sqrt(out): the chain pays for it."""
+    """Each neuron is k-Lipschitz, the layer k sqrt(out): the chain pays for it."""
     layer = lnn.FrobeniusLinear(4, 9, k_coef_lip=2.0)
     assert layer.lipschitz_constant == 6.0
     layer.raw_weight.data.fill_(1.0)  # all neurons equal: the norm of the layer is 6

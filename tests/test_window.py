@@ -6,9 +6,10 @@ from fractions import Fraction
 
 import pytest
 import torch
+from operator_norm import padded_sources, taps
 
 from lipkernels.certify import max_reads, operator_factor
-from operator_norm import padded_sources, taps
+from lipkernels.functional import symmetric_pad
 
 MODES = ("zeros", "reflect", "replicate", "circular", "symmetric")
 LARGEST = 40  # sizes, for the supremum
@@ -37,12 +38,11 @@ def counted(kernel, stride, left, right, dilation, mode, size):
 
 @pytest.mark.parametrize("mode", MODES)
 def test_torch_pads_as_the_oracle_does(mode):
-    if mode == "symmetric":
-        from lipkernels.functional import symmetric_pad as pad
-    else:
 
-        def pad(x, widths):
-            return torch.nn.functional.pad(x, widths, "constant" if mode == "zeros" else mode)
+    def pad(x, widths):
+        if mode == "symmetric":
+            return symmetric_pad(x, widths)
+        return torch.nn.functional.pad(x, widths, "constant" if mode == "zeros" else mode)
 
     for size, left, right in itertools.product(range(1, 7), range(5), range(5)):
         if allowed(size, left, right, mode):
@@ -83,7 +83,7 @@ def test_supremum_over_sizes(mode, stride):
     """Without a size: the largest count over all sizes up to 40, no less and no more."""
     generator = torch.Generator().manual_seed(stride)
     for kernel, dilation in itertools.product(range(1, 6), range(1, 4)):
-        paddings = [(0, 0)] + torch.randint(0, 6, (2, 2), generator=generator).tolist()
+        paddings = [(0, 0), *torch.randint(0, 6, (2, 2), generator=generator).tolist()]
         for left, right in paddings:
             counts = [
                 counted_fast(kernel, stride, left, right, dilation, mode, size)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -44,7 +43,7 @@ _BATCH_NORM = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
 # Forward functions (and the `_conv_forward` that some of them call) that are known to apply
 # ``weight`` as the class that they come from does. A subclass with one of its own has no rule.
-LAYER_FORWARDS: set[Callable[..., object]] = {
+LAYER_FORWARDS: set[Any] = {
     cls.forward for cls in (nn.Linear, nn.PReLU, *_CONV, *_CONV_TRANSPOSE, *_BATCH_NORM)
 } | {cls._conv_forward for cls in _CONV}
 # These accept inputs of any size, whatever an attribute ``input_size`` says.
@@ -59,7 +58,7 @@ def has_own_forward(module: nn.Module) -> bool:
     return "forward" in vars(module)
 
 
-def constant_without_weights(module: nn.Module) -> float | None:
+def constant_without_weights(module: Any) -> float | None:
     """l2 Lipschitz constant of a torch.nn module that has no trained weights; None if unknown."""
     kind = type(module)  # a subclass may compute anything
     if has_own_forward(module):
@@ -126,7 +125,7 @@ def _matrices(weight: Tensor, groups: int) -> list[Tensor]:
     return list(weight.detach().reshape(groups, weight.shape[0] // groups, -1))
 
 
-def constant_with_weights(module: nn.Module) -> float | None:
+def constant_with_weights(module: Any) -> float | None:
     """Upper bound of the constant of a torch.nn layer with weights; None if it has no rule.
 
     ``module.weight`` is read once, as the attribute that forward uses, and bounded as stored.
@@ -154,7 +153,7 @@ def _convolution(module: Any) -> float | None:
         if conv_forward not in LAYER_FORWARDS or "_conv_forward" in vars(module):
             return None
         pads, mode = conv_padding(module), module.padding_mode
-        size = None if conv_forward in _CONV_OF_ANY_SIZE else module.input_size
+        size: Any = None if conv_forward in _CONV_OF_ANY_SIZE else module.input_size
     else:
         pads, mode, size = ((0, 0),) * n, "zeros", None
     factor = operator_factor(kernel, stride, pads, dilation, mode, size)
