@@ -5,6 +5,9 @@ TORCH ?= torch==2.13.0
 VENV ?= .venv
 ARGS ?=
 BIN := $(VENV)/bin
+# Threads that wait for each other sleep: spinning is ten times slower where another process has the
+# core that the other thread needs.
+export OMP_WAIT_POLICY ?= PASSIVE
 
 .PHONY: demo test lint format clean
 

@@ -4,6 +4,9 @@ Layers that share a constraint and a result dtype are constrained by a single ca
 their raw weights, just before the model's forward, and find the result waiting. It is dropped when
 forward ends, so that it can't be stale; a layer that is called on its own, in another autocast
 state or another grad mode computes its own weight as ever. The gradients are the same ones.
+
+Not for models that checkpoint activations inside their forward: the recomputation in backward finds
+no prepared weights, and torch raises CheckpointError.
 """
 
 from __future__ import annotations

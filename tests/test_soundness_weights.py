@@ -427,12 +427,22 @@ def test_grouped_forward_is_as_sound(constraint):
                 layer.raw_weight.data.mul_(2.0)  # exact: the same weight
     assert len(seen) == 2 * len(layers)
     assert all(excesses(constraint, weight, k) == 0.0 for weight, k in seen)
-    with grouped(model):
+
+
+@each_constraint
+def test_grouped_weights_end_with_the_forward(constraint):
+    """A layer called by itself, after the model's forward and after the switch, is not stale."""
+    model = nn.Sequential(linear(constraint, 4, 4), linear(constraint, 4, 4)).eval()
+    layer, fresh = model[0], linear(constraint, 4, 4).eval()
+    x = torch.randn(3, 4)
+    switch = group_weights(model)
+    for on in (True, False):
         model(x)
-        set_raw(layers[0], bad_weight("gaussian", (5, 5), torch.float32).T)
-        torch.testing.assert_close(layers[0](x), x @ layers[0].weight.T)
-        changed = model(x)
-    assert (changed - alone).abs().max() > 1e-5
+        if not on:
+            switch.remove()
+        set_raw(layer, torch.randn(4, 4))
+        fresh.load_state_dict(layer.state_dict())
+        torch.testing.assert_close(layer(x), fresh(x), rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("fmt", [f for f in FORMATS if f.autocast is not None], ids=str)
