@@ -5,9 +5,9 @@ TORCH ?= torch==2.13.0
 VENV ?= .venv
 ARGS ?=
 BIN := $(VENV)/bin
-# Threads that wait for each other sleep: spinning is ten times slower where another process has the
-# core that the other thread needs.
-export OMP_WAIT_POLICY ?= PASSIVE
+# A thread that waits for another one spins briefly and then sleeps. Spinning on, as OpenMP does, is
+# ten times slower where another process has the core that the other thread needs.
+export GOMP_SPINCOUNT ?= 1000
 
 .PHONY: demo test lint format clean
 
