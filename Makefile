@@ -1,4 +1,4 @@
-# make demo | test | lint | format | clean
+# make demo | test | bench | lint | format | clean
 # TORCH chooses the torch that is installed first: nothing after it may replace it.
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
@@ -9,7 +9,7 @@ BIN := $(VENV)/bin
 # ten times slower where another process has the core that the other thread needs.
 export GOMP_SPINCOUNT ?= 1000
 
-.PHONY: demo test lint format clean
+.PHONY: demo test bench lint format clean
 
 # The whole test environment holds what the demo needs too.
 $(VENV)/.demo: pyproject.toml
@@ -27,6 +27,9 @@ demo: $(VENV)/.demo
 
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest $(ARGS)
+
+bench: $(VENV)/.dev
+	$(BIN)/python -m pytest bench --benchmark-enable --benchmark-only $(ARGS)
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

@@ -1,4 +1,4 @@
-"""lipkernels: fast Lipschitz-constrained layers for PyTorch."""
+"""lipkernels: Lipschitz-constrained layers for PyTorch."""
 
 from lipkernels import backends, certify, functional, metrics, nn, parametrizations
 from lipkernels.backends import BackendUnavailableError, use_backend

@@ -1,8 +1,9 @@
 """Which implementation of an operation runs: ``reference`` (pure torch), ``triton`` or ``cuda``.
 
 ``auto`` takes the fastest one that can run; it never hides a failure of the one it took. Naming
-a backend that cannot run raises :class:`BackendUnavailableError` with the reason. The default is
-``auto``, or the environment variable ``LIPKERNELS_BACKEND`` as it was at import.
+a backend that cannot run raises :class:`BackendUnavailableError` with the reason: in this version
+that is every one but ``reference``, the other names are reserved for kernels to come. The default
+is ``auto``, or the environment variable ``LIPKERNELS_BACKEND`` as it was at import.
 
     >>> import lipkernels
     >>> with lipkernels.use_backend("reference"):

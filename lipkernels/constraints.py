@@ -119,6 +119,14 @@ DEFAULT_MAXITER_SPECTRAL = 10
 DEFAULT_MAXITER_BJORCK = 15
 
 
+def forward_dtype(weight: Tensor) -> torch.dtype:
+    """The format that a product with ``weight`` is computed in: autocast's, or its own."""
+    kind = weight.device.type
+    if weight.dtype == torch.float64 or not torch.amp.is_autocast_available(kind):
+        return weight.dtype
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else weight.dtype
+
+
 def checked_constant(k: float) -> float:
     """``k`` as a float, or a ValueError / TypeError that names it."""
     if isinstance(k, bool) or not isinstance(k, (int, float)):

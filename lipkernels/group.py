@@ -38,14 +38,14 @@ def prepare(model: nn.Module) -> None:
         us = [u for layer, m in zip(layers, matrices, strict=True) for u in layer.start_vectors(m)]
         results, new_us = constraint(matrices, scales, us, dtype, check)
         for i, (layer, result) in enumerate(zip(layers, results, strict=True)):
-            layer._prepared = result.reshape(layer.raw_weight.shape)
+            layer.prepare(result.reshape(layer.raw_weight.shape))
             layer._remember(new_us[i : i + 1])
 
 
 def release(model: nn.Module) -> None:
     """Forget the prepared weights."""
     for layer in _constrained_layers(model):
-        layer._prepared = None
+        layer.release()
 
 
 def _before(model: nn.Module, args: Any) -> None:

@@ -17,6 +17,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from lipkernels import constraints
+from lipkernels.constraints import forward_dtype
 from lipkernels.functional import initial_vector
 
 
@@ -32,10 +33,12 @@ class _Parametrization(nn.Module):
     def forward(self, weight: Tensor) -> Tensor:
         matrix = weight if weight.dim() == 2 else weight.reshape(weight.shape[0], -1)
         us = [self._vector(matrix)] if self.constraint.uses_vector else []
-        results, new_us = self.constraint([matrix], [self.k_coef_lip], us, weight.dtype)
+        # Rounded, within the bound, to what autocast will round it to; returned in its own dtype.
+        dtype = forward_dtype(weight)
+        results, new_us = self.constraint([matrix], [self.k_coef_lip], us, dtype)
         if self.training and new_us:
             self.u = new_us[0].detach()
-        return results[0].reshape(weight.shape)
+        return results[0].reshape(weight.shape).to(weight.dtype)
 
     def _vector(self, matrix: Tensor) -> Tensor:
         if self.u is None or self.u.shape != matrix.shape[:1] or self.u.device != matrix.device:

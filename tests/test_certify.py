@@ -789,3 +789,11 @@ def test_the_network_bound_covers_the_product():
         product = math.prod(map(Fraction, slopes))
         assert product <= Fraction(bound.value) <= product * (1 + Fraction(CERTIFIED))
         assert list(bound.layers.values()) == slopes
+
+
+def test_an_export_is_bounded_as_autocast_rounds_it():
+    plain = vanilla_export(lnn.SpectralLinear(64, 64))
+    rounded = torch.linalg.svdvals(plain.weight.detach().bfloat16().double()).max().item()
+    with torch.autocast("cpu", torch.bfloat16):
+        assert rounded <= lipschitz_bound(plain).value <= rounded * 1.001
+    assert lipschitz_bound(plain).value < rounded

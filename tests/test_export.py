@@ -271,3 +271,11 @@ def test_state_dict_of_an_export_loads_into_another(layer):
     other.load_state_dict(torch.load(file, weights_only=True))
     x = layer.input()
     assert torch.equal(other(x), plain(x))
+
+
+@pytest.mark.parametrize("mode", ["replicate", "reflect", "circular", "symmetric", "zeros"])
+def test_export_pads_as_forward_does_after_a_reassignment(mode):
+    layer = lnn.SpectralConv1d(2, 2, 3, padding=1, padding_mode=mode)
+    layer.padding = (2,)
+    x = torch.randn(3, 2, 9)
+    assert torch.equal(lipkernels.vanilla_export(layer)(x), layer(x))

@@ -357,3 +357,28 @@ def test_functional_call():
     with grouped(model):
         y = torch.func.functional_call(model, dict(other.named_parameters()), (X,))
     assert torch.equal(y, other(X))
+
+
+def test_an_interrupted_forward_leaves_nothing_stale():
+    """torch runs its always-called hooks on exceptions, but not on a KeyboardInterrupt."""
+
+    class Interrupted(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = lnn.SpectralLinear(4, 4)
+
+        def forward(self, x):
+            self.layer(x)
+            raise KeyboardInterrupt
+
+    model = Interrupted()
+    group_weights(model)
+    with pytest.raises(KeyboardInterrupt):
+        model(torch.zeros(1, 4))
+    model.layer.k_coef_lip = 0.5
+    assert torch.linalg.svdvals(model.layer.weight.detach()).max() <= 0.5
+    with torch.no_grad():
+        model.layer.raw_weight.copy_(torch.randn(4, 4))
+    alone = lnn.SpectralLinear(4, 4, k_coef_lip=0.5)
+    alone.load_state_dict(model.layer.state_dict())
+    assert torch.equal(model.layer.weight, alone.weight)

@@ -226,3 +226,13 @@ def test_settings_out_of_range():
     ):
         with pytest.raises(ValueError, match=r"expected.*got"):
             make(**keywords)
+
+
+def test_the_bound_holds_under_autocast():
+    layer = nn.Linear(64, 64)
+    parametrize.register_parametrization(layer, "weight", P.PolarFactor())
+    with torch.autocast("cpu", torch.bfloat16):
+        weight = layer.weight.detach()
+    assert weight.dtype == torch.float32
+    assert torch.equal(weight, weight.bfloat16().float())
+    assert torch.linalg.svdvals(weight.double()).max() <= 1.0

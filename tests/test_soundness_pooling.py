@@ -9,6 +9,7 @@ from operator_norm import assert_within, jacobian, matrix_of, operator_norm
 from tolerances import ATTAINED, CERTIFIED, LAYER_OUTPUT, PAIRS
 
 import lipkernels.nn as lnn
+from lipkernels import vanilla_export
 from lipkernels.certify import lipschitz_bound
 
 F64 = torch.float64
@@ -274,3 +275,10 @@ def test_set_klip_factor_takes_effect_at_once():
         matrix = matrix_of(layer, (1, 4, 4))
         assert_within(matrix, 0.25)
         assert operator_norm(matrix) >= 0.25 * (1 - ATTAINED[F64])
+
+
+def test_float16_windows_whose_sum_overflows():
+    x = torch.full((1, 1, 16, 16), 300.0, dtype=torch.float16)
+    layer = lnn.ScaledAvgPool2d(16)
+    assert layer(x).item() == 4800.0
+    assert vanilla_export(layer)(x).item() == 4800.0

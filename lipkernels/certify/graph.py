@@ -34,12 +34,13 @@ class NoRuleError(ValueError):
 
 
 def _sum_pool(node: Any) -> float:
-    """l2 constant of avg_pool2d(x, kernel, stride, padding, ceil_mode, divisor_override=1)."""
-    if node.kwargs.get("divisor_override") != 1 or len(node.args) != 5:
+    """l2 constant of avg_pool2d(x, kernel, stride, padding, ceil_mode, divisor_override=n)."""
+    divisor = node.kwargs.get("divisor_override")
+    if not isinstance(divisor, int) or divisor < 1 or len(node.args) != 5:
         return math.inf
     _, kernel, stride, padding, _ = node.args
     overlap = operator_factor(kernel, stride, [(p, p) for p in padding], (1, 1), "zeros")
-    return math.sqrt(math.prod(kernel)) * overlap * (1 + 2.0**-50)
+    return math.sqrt(math.prod(kernel)) * overlap / divisor * (1 + 2.0**-50)
 
 
 def _is_mirrored_relus(node: Any) -> Any:
@@ -57,15 +58,18 @@ def _is_mirrored_relus(node: Any) -> Any:
 
 
 def _norm_pool(node: Any) -> tuple[Any, float] | None:
-    """(x, constant) of sqrt(sum_pool(square(x))): the norm of each window."""
+    """(x, constant) of sqrt(sum_pool(square(x))): the norm of each window over sqrt(divisor)."""
     pool = node.args[0]
     if pool.target is not torch.nn.functional.avg_pool2d:
         return None
     square = pool.args[0]
     if square.target is not torch.square:
         return None
-    window = math.sqrt(math.prod(pool.args[1])) * (1 - 2.0**-50)
-    return square.args[0], _sum_pool(pool) / window * (1 + 2.0**-48)
+    constant = _sum_pool(pool)
+    if not math.isfinite(constant):
+        return None
+    ratio = math.sqrt(pool.kwargs["divisor_override"] / math.prod(pool.args[1]))
+    return square.args[0], constant * ratio * (1 + 2.0**-48)
 
 
 def _global_average(node: Any) -> tuple[Any, float] | None:

@@ -128,12 +128,13 @@ def _matrices(weight: Tensor, groups: int) -> list[Tensor]:
 def constant_with_weights(module: Any) -> float | None:
     """Upper bound of the constant of a torch.nn layer with weights; None if it has no rule.
 
-    ``module.weight`` is read once, as the attribute that forward uses, and bounded as stored.
+    ``module.weight`` is read once, as the attribute that forward uses, and bounded as stored; in an
+    autocast region as autocast rounds it.
     """
     if has_own_forward(module) or type(module).forward not in LAYER_FORWARDS:
         return None
     if isinstance(module, nn.Linear):
-        return spectral_norm_bound(module.weight)
+        return spectral_norm_bound(_as_forward_casts(module.weight))
     if isinstance(module, (*_CONV, *_CONV_TRANSPOSE)):
         return _convolution(module)
     if isinstance(module, nn.PReLU):
@@ -143,8 +144,15 @@ def constant_with_weights(module: Any) -> float | None:
     return None
 
 
+def _as_forward_casts(weight: Tensor) -> Tensor:
+    kind = weight.device.type
+    if weight.dtype == torch.float64 or not torch.amp.is_autocast_available(kind):
+        return weight
+    return weight.to(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else weight
+
+
 def _convolution(module: Any) -> float | None:
-    weight = module.weight
+    weight = _as_forward_casts(module.weight)
     kernel = tuple(weight.shape[2:])  # what counts in forward; `kernel_size` is only a record of it
     n = len(kernel)
     stride, dilation = _tuple(module.stride, n), _tuple(module.dilation, n)
@@ -171,7 +179,7 @@ def conv_padding(module: Any) -> tuple[tuple[int, int], ...]:
     if module.padding == "same":
         totals = [d * (k - 1) for d, k in zip(module.dilation, module.kernel_size, strict=True)]
         return tuple((total // 2, total - total // 2) for total in totals)
-    return tuple((p, p) for p in module.padding)
+    return tuple((p, p) for p in _tuple(module.padding, len(module.kernel_size)))
 
 
 def _batch_norm(module: Any) -> float | None:

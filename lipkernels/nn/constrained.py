@@ -13,7 +13,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from lipkernels.constraints import Constraint
+from lipkernels.constraints import Constraint, forward_dtype
 from lipkernels.functional import initial_vector
 from lipkernels.nn.module import LipschitzModule
 
@@ -27,6 +27,9 @@ class ConstrainedWeight(LipschitzModule):
     bias: nn.Parameter | None
     # The weight that `lipkernels.grouped` computed for the forward in progress.
     _prepared: Tensor | None = None
+    # What it was computed from: (raw Parameter, its version, the scale). An interrupt in forward
+    # can leave it behind.
+    _prepared_from: tuple[nn.Parameter, int, float] | None = None
 
     def _constrain(self, constraint: Constraint, k_coef_lip: float, check: bool) -> None:
         """The part of the constructor that follows the torch.nn layer's own."""
@@ -74,16 +77,30 @@ class ConstrainedWeight(LipschitzModule):
 
     def weight_dtype(self) -> torch.dtype:
         """The format that forward computes in, which the bound has to hold in."""
-        raw = self.raw_weight
-        kind = raw.device.type
-        if raw.dtype == torch.float64 or not torch.amp.is_autocast_available(kind):
-            return raw.dtype
-        return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else raw.dtype
+        return forward_dtype(self.raw_weight)
+
+    def prepare(self, weight: Tensor) -> None:
+        """Keep the constrained ``weight`` for the forward that is about to run."""
+        self._prepared = weight
+        if not torch.compiler.is_compiling():
+            raw = self.raw_weight
+            self._prepared_from = (raw, raw._version, self.matrix_scale())
+
+    def release(self) -> None:
+        """Forget the prepared weight."""
+        self._prepared = self._prepared_from = None
+
+    def _is_current(self) -> bool:
+        if torch.compiler.is_compiling() or self._prepared_from is None:
+            return True
+        raw, version, scale = self._prepared_from
+        now = self.raw_weight
+        return now is raw and now._version == version and scale == self.matrix_scale()
 
     def _constrained_weight(self) -> Tensor:
         raw = self.raw_weight
         dtype = self.weight_dtype()
-        if self._prepared is not None:
+        if self._prepared is not None and self._is_current():
             wanted = (dtype, raw.requires_grad and torch.is_grad_enabled())
             if (self._prepared.dtype, self._prepared.requires_grad) == wanted:
                 return self._prepared
@@ -138,11 +155,13 @@ class ConstrainedWeight(LipschitzModule):
         does the layer's output change. (A Bjorck iteration named with few steps is no projection:
         each call takes the weight closer to its polar factor.)
         """
+        self.release()
         with torch.no_grad(), torch.autocast(self.raw_weight.device.type, enabled=False):
             self.raw_weight.copy_(self.weight)
 
     def _export_into(self, plain: nn.Module) -> nn.Module:
         """Copy the constrained weight and the bias into ``plain``, sharing no storage."""
+        self.release()
         raw, bias = self.raw_weight, self._parameters.get("bias")
         with torch.no_grad(), torch.autocast(raw.device.type, enabled=False):
             weight = self.weight.detach().clone()

@@ -61,7 +61,8 @@ class Sequential(LipschitzModule, nn.Sequential):
 
     A later change of the layers (``append``, a layer's own ``set_klip_factor``) that lifts the
     product above k makes the next forward raise ValueError; ``set_klip_factor`` shares k out again.
-    Slicing returns a container of the same layers, with their constants as they are.
+    Slicing returns a container of the same layers, with their constants as they are; putting layers
+    of one Sequential into another one rescales them for both.
 
     >>> from lipkernels.nn import SpectralLinear
     >>> net = Sequential(SpectralLinear(4, 4, k_coef_lip=5.0), SpectralLinear(4, 2), k_coef_lip=1.0)

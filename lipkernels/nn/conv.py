@@ -85,6 +85,9 @@ class _ConstrainedConv(ConstrainedConvNd):
             "zeros" if symmetric else self.padding_mode,
             device="meta",
         )
+        if not symmetric:
+            # What forward pads by, and the factor counted: torch reads self.padding only once.
+            layer._reversed_padding_repeated_twice = list(self._reversed_padding_repeated_twice)
         self._export_into(layer)
         if not symmetric:
             return layer

@@ -8,7 +8,9 @@ from lipkernels.constraints import checked_constant
 
 
 class LipschitzModule(nn.Module):
-    r"""A module f with |f(x) - f(y)|_2 <= k |x - y|_2, k = ``k_coef_lip``.
+    r"""A module f with |f(x) - f(y)|_2 <= L |x - y|_2, L = :attr:`lipschitz_constant`.
+
+    L is ``k_coef_lip``, but for layers that promise it for each output and say so.
 
     ``k_coef_lip`` may be set at any time, directly or by :meth:`set_klip_factor`; it takes effect
     in the next forward. It is a setting, not a parameter: a state_dict does not carry it.

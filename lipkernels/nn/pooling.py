@@ -64,20 +64,31 @@ class _WindowPool2d(LipschitzFunction):
         self.k_coef_lip = k_coef_lip
         self._overlap()
 
+    def _window(self) -> tuple[tuple[int, int], tuple[int, int], tuple[int, int], bool]:
+        """(kernel, stride, padding, ceil_mode), whose attributes may be reassigned, as pairs."""
+        return (
+            _pair("kernel_size", self.kernel_size, 1),
+            _pair("stride", self.stride, 1),
+            _pair("padding", self.padding, 0),
+            bool(self.ceil_mode),
+        )
+
     def _overlap(self) -> float:
         """sqrt(max_i n_i) of the geometry as it is now (its attributes may be reassigned)."""
-        geometry = (self.kernel_size, self.stride, tuple((p, p) for p in self.padding))
+        kernel, stride, padding, _ = self._window()
+        geometry = (kernel, stride, tuple((p, p) for p in padding))
         if self._counted is None or self._counted[0] != geometry:
             self._counted = (geometry, operator_factor(*geometry, (1, 1), "zeros"))
         return self._counted[1]
 
     def _check(self, x: Tensor) -> None:
         _check_image(x)
-        if self.ceil_mode or self.stride != self.kernel_size or self.padding != (0, 0):
+        kernel, stride, padding, ceil_mode = self._window()
+        if ceil_mode or stride != kernel or padding != (0, 0):
             return
-        if x.shape[-2] % self.kernel_size[0] or x.shape[-1] % self.kernel_size[1]:
+        if x.shape[-2] % kernel[0] or x.shape[-1] % kernel[1]:
             raise ValueError(
-                f"input: expected a height and width divisible by {self.kernel_size}, got"
+                f"input: expected a height and width divisible by {kernel}, got"
                 f" {tuple(x.shape[-2:])}; ceil_mode=True keeps the border as smaller windows"
             )
 
@@ -126,18 +137,17 @@ class ScaledAvgPool2d(_WindowPool2d):
             )
 
     def _scale(self) -> float:
-        return self.k_coef_lip / (math.sqrt(math.prod(self.kernel_size)) * self._overlap())
+        """What the mean over a window is multiplied by: the sum could overflow in float16."""
+        return self.k_coef_lip * math.sqrt(math.prod(self._window()[0])) / self._overlap()
 
     def forward(self, x: Tensor) -> Tensor:
         self._check(x)
-        window = (list(self.kernel_size), list(self.stride), list(self.padding), self.ceil_mode)
-        return reference.sum_pool2d(x, *window) * self._scale()
+        return reference.mean_pool2d(x, *self._window()) * self._scale()
 
     def vanilla_export(self) -> nn.Module:
-        """The sum pool times its scale, as a graph of torch operations."""
-        window = (list(self.kernel_size), list(self.stride), list(self.padding), self.ceil_mode)
-        scale = self._scale()
-        return plain.traced(lambda x: reference.sum_pool2d(x, *window) * scale, self.training)
+        """The mean pool times its scale, as a graph of torch operations."""
+        window, scale = self._window(), self._scale()
+        return plain.traced(lambda x: reference.mean_pool2d(x, *window) * scale, self.training)
 
 
 class ScaledL2NormPool2d(_WindowPool2d):
@@ -168,21 +178,21 @@ class ScaledL2NormPool2d(_WindowPool2d):
         self._check(x)
         pooled = F.l2_norm_pool2d(
             x,
-            self.kernel_size,
-            self.stride,
-            self.padding,
-            self.ceil_mode,
+            *self._window(),
             eps=self.eps_grad_sqrt,
         )
         return pooled * (self.k_coef_lip / self._overlap())
 
     def vanilla_export(self) -> nn.Module:
-        """The root of the sum pool of squares, as a graph; its gradient has no guard."""
-        window = (list(self.kernel_size), list(self.stride), list(self.padding), self.ceil_mode)
-        scale = self.k_coef_lip / self._overlap()
+        """The root of the mean of squares, as a graph; its gradient has no guard.
+
+        In float16 the graph overflows where an entry exceeds 255, which this layer does not.
+        """
+        window = self._window()
+        scale = self.k_coef_lip * math.sqrt(math.prod(window[0])) / self._overlap()
 
         def pool(x: Tensor) -> Tensor:
-            return torch.sqrt(reference.sum_pool2d(torch.square(x), *window)) * scale
+            return torch.sqrt(reference.mean_pool2d(torch.square(x), *window)) * scale
 
         return plain.traced(pool, self.training)
 

@@ -10,6 +10,9 @@ so the gradient at an all-zero window is zero, and the forward pass is exact.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -20,6 +23,14 @@ def sum_pool2d(
 ) -> Tensor:
     """Sum over each window; the part of a window outside the image counts as zero."""
     return F.avg_pool2d(x, kernel, stride, padding, ceil_mode, divisor_override=1)
+
+
+def mean_pool2d(
+    x: Tensor, kernel: Sequence[int], stride: Sequence[int], padding: Sequence[int], ceil_mode: bool
+) -> Tensor:
+    """:func:`sum_pool2d` over the size of a whole window, at the border too."""
+    window = (list(kernel), list(stride), list(padding))
+    return F.avg_pool2d(x, *window, ceil_mode, divisor_override=math.prod(kernel))
 
 
 def l2_norm_pool2d(
