@@ -5,6 +5,10 @@ their raw weights, just before the model's forward, and find the result waiting.
 forward ends, so that it can't be stale; a layer that is called on its own, in another autocast
 state or another grad mode computes its own weight as ever. The gradients are the same ones.
 
+A forward that is interrupted (KeyboardInterrupt) leaves its results behind until the next one; a
+layer called by itself in between uses them only if its Parameter was not replaced or written to
+since. A write through ``.data`` escapes that check.
+
 Not for models that checkpoint activations inside their forward: the recomputation in backward finds
 no prepared weights, and torch raises CheckpointError.
 """

@@ -382,3 +382,12 @@ def test_an_interrupted_forward_leaves_nothing_stale():
     alone = lnn.SpectralLinear(4, 4, k_coef_lip=0.5)
     alone.load_state_dict(model.layer.state_dict())
     assert torch.equal(model.layer.weight, alone.weight)
+
+
+def test_parameters_made_in_inference_mode():
+    """They have no version counter to compare."""
+    with torch.inference_mode():
+        model = nn.Sequential(lnn.SpectralLinear(3, 3), lnn.SpectralLinear(3, 2))
+        x = torch.ones(1, 3)
+        with grouped(model):
+            assert torch.equal(model(x), model[1](model[0](x)))

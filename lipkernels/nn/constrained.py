@@ -2,8 +2,8 @@
 
 The Parameter keeps torch.nn's name ``weight``, so that state_dict, optimizers, DDP and plain
 checkpoints see an ordinary layer. The attribute ``layer.weight`` is the constrained weight,
-computed from the Parameter that is there at that moment: nothing is cached, so nothing is ever
-stale.
+computed from the Parameter that is there at that moment: nothing is kept from one forward to the
+next, so nothing is ever stale. (Within one forward, `lipkernels.grouped` computes it ahead.)
 """
 
 from __future__ import annotations
@@ -16,6 +16,11 @@ from torch import Tensor, nn
 from lipkernels.constraints import Constraint, forward_dtype
 from lipkernels.functional import initial_vector
 from lipkernels.nn.module import LipschitzModule
+
+
+def _version(tensor: Tensor) -> int:
+    """How often ``tensor`` was written to in place; tensors of inference mode do not count."""
+    return 0 if tensor.is_inference() else tensor._version
 
 
 class ConstrainedWeight(LipschitzModule):
@@ -84,7 +89,7 @@ class ConstrainedWeight(LipschitzModule):
         self._prepared = weight
         if not torch.compiler.is_compiling():
             raw = self.raw_weight
-            self._prepared_from = (raw, raw._version, self.matrix_scale())
+            self._prepared_from = (raw, _version(raw), self.matrix_scale())
 
     def release(self) -> None:
         """Forget the prepared weight."""
@@ -95,7 +100,7 @@ class ConstrainedWeight(LipschitzModule):
             return True
         raw, version, scale = self._prepared_from
         now = self.raw_weight
-        return now is raw and now._version == version and scale == self.matrix_scale()
+        return now is raw and _version(now) == version and scale == self.matrix_scale()
 
     def _constrained_weight(self) -> Tensor:
         raw = self.raw_weight
