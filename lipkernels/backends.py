@@ -1,9 +1,10 @@
-"""Which implementation of an operation runs: ``reference`` (pure torch), ``triton`` or ``cuda``.
+"""Which implementation of an operation runs.
 
-``auto`` takes the fastest one that can run; it never hides a failure of the one it took. Naming
-a backend that cannot run raises :class:`BackendUnavailableError` with the reason: in this version
-that is every one but ``reference``, the other names are reserved for kernels to come. The default
-is ``auto``, or the environment variable ``LIPKERNELS_BACKEND`` as it was at import.
+``reference`` is pure torch, and runs everywhere; ``cpu`` is C++ (the polar factor), built when the
+package is installed; ``triton`` and ``cuda`` are reserved for kernels to come. ``auto`` takes the
+fastest one that can run; it never hides a failure of the one it took. Naming a backend that cannot
+run an operation raises :class:`BackendUnavailableError` with the reason. The default is ``auto``,
+or the environment variable ``LIPKERNELS_BACKEND`` as it was at import.
 
     >>> import lipkernels
     >>> with lipkernels.use_backend("reference"):
@@ -18,8 +19,22 @@ from collections.abc import Collection, Iterator
 
 import torch
 
-BACKENDS = ("reference", "triton", "cuda")
-_PREFERENCE = ("cuda", "triton", "reference")
+BACKENDS = ("reference", "cpu", "triton", "cuda")
+_PREFERENCE = ("cuda", "triton", "cpu", "reference")
+_DEVICE = {
+    "cpu": ("cpu", "the CPU"),
+    "triton": ("cuda", "a CUDA device"),
+    "cuda": ("cuda", "a CUDA device"),
+}
+
+
+# Why a backend cannot run in this installation, whatever the tensors: filled by what would run it.
+_missing: dict[str, str] = {}
+
+
+def mark_missing(name: str, reason: str) -> None:
+    """Declares that the backend ``name`` cannot run in this installation."""
+    _missing[name] = reason
 
 
 class BackendUnavailableError(RuntimeError):
@@ -38,9 +53,11 @@ _default = _validated(os.environ.get("LIPKERNELS_BACKEND", "auto"))
 def _why_not(name: str, op: str, implemented: Collection[str], device: torch.device) -> str | None:
     if name not in implemented:
         return f"{op} has no {name} implementation in this version"
-    if name != "reference" and device.type != "cuda":
-        return f"{name} needs tensors on a CUDA device, got {device}"
-    return None
+    if name in _DEVICE:
+        kind, words = _DEVICE[name]
+        if device.type != kind:
+            return f"{name} needs tensors on {words}, got {device}"
+    return _missing.get(name)
 
 
 def resolve(

@@ -233,20 +233,22 @@ def without_empty(cases: list[Case]) -> list[Case]:
 
 # ------------------------------------------------------------------------------------ backends
 def _backends_of(op: str) -> Iterator[Any]:
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     for name in backends.BACKENDS:
         if name not in IMPLEMENTED[op]:
             continue  # nothing to test
+        on_gpu = device_of(name) == "cuda" and torch.cuda.is_available()
+        device = torch.device("cuda" if on_gpu else "cpu")
         try:
             backends.resolve(op, IMPLEMENTED[op], device, name)
         except backends.BackendUnavailableError as error:
-            yield pytest.param(name, marks=[pytest.mark.gpu, pytest.mark.skip(reason=str(error))])
+            marks = [pytest.mark.gpu] if device_of(name) == "cuda" else []
+            yield pytest.param(name, marks=[*marks, pytest.mark.skip(reason=str(error))])
         else:
-            yield pytest.param(name, marks=[] if name == "reference" else [pytest.mark.gpu])
+            yield pytest.param(name, marks=[pytest.mark.gpu] if on_gpu else [])
 
 
 def device_of(backend: str) -> str:
-    return "cpu" if backend == "reference" else "cuda"
+    return "cpu" if backend in ("reference", "cpu") else "cuda"
 
 
 def on_backends(*ops: str):

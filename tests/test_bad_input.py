@@ -315,7 +315,7 @@ def test_backend_of_an_op(op):
     for name in ("triton", "cuda"):
         with pytest.raises(BackendUnavailableError, match=rf"'{name}' cannot run: .*{name}"):
             CALLS[op](name)  # on tensors of the CPU
-    for name in ("Triton", "", "cpu", 3):
+    for name in ("Triton", "", "gpu", 3):
         with pytest.raises(ValueError, match=r"backend: expected one of .*reference.*got"):
             CALLS[op](name)
 
@@ -325,6 +325,8 @@ def test_reason_why_a_backend_cannot_run():
     both = {"reference": None, "triton": None}
     with pytest.raises(BackendUnavailableError, match="needs tensors on a CUDA device, got cpu"):
         backends.resolve("op", both, cpu, "triton")
+    with pytest.raises(BackendUnavailableError, match="cpu needs tensors on the CPU, got cuda:0"):
+        backends.resolve("op", {**both, "cpu": None}, cuda, "cpu")
     with pytest.raises(BackendUnavailableError, match="op has no cuda implementation"):
         backends.resolve("op", both, cuda, "cuda")
     assert backends.resolve("op", both, cpu) == "reference"

@@ -286,7 +286,7 @@ def test_second_derivative_of_a_weight_op_raises(op):
     case = weight_case(op, "wide")
     w = case.input().requires_grad_()
     (first,) = torch.autograd.grad(case.result(w).pow(3).sum(), w, create_graph=True)
-    with pytest.raises(RuntimeError, match="no autograd formula"):
+    with pytest.raises(RuntimeError, match="no autograd formula|differentiate twice"):
         first.sum().backward()
 
 
@@ -295,7 +295,7 @@ def test_what_an_op_keeps_for_its_backward_is_not_differentiable():
     u, scales = [F.initial_vector(w[0].detach())], [1.0]
     spectral = (w, u, scales, torch.float64, 10, 1e-3)
     for results, *others in (
-        polar_ops.polar_factor(w, scales, torch.float64, "reference"),
+        polar_ops.polar_factor_op(w, scales, torch.float64, "reference"),
         spectral_ops.spectral_normalize(*spectral, "reference"),
         bjorck_ops.bjorck(*spectral, 0.5, 3, 0.0, "reference"),
     ):
@@ -334,13 +334,13 @@ def weight_op_calls():
     weights = weights_for_opcheck()
     raw, n = detached(weights), len(weights)
     us, scales = [F.initial_vector(w) for w in raw], [1.0 + i for i in range(n)]
-    results, polar_saved = polar_ops.polar_factor(raw, scales, kind, "reference")
+    results, polar_saved = polar_ops.polar_factor_op(raw, scales, kind, "reference")
     spectral = (us, scales, kind, 10, 1e-3)
     bjorck = (*spectral, 0.5, 3, 0.0)
     _, _, triplets = spectral_ops.spectral_normalize(raw, *spectral, "reference")
     grads = [torch.ones_like(w) for w in raw]
-    yield polar_ops.polar_factor, (weights, scales, kind, "reference")
-    yield polar_ops.polar_factor, (weights, scales, torch.bfloat16, "reference")
+    yield polar_ops.polar_factor_op, (weights, scales, kind, "reference")
+    yield polar_ops.polar_factor_op, (weights, scales, torch.bfloat16, "reference")
     yield (
         polar_ops.polar_factor_backward,
         (grads, raw, results, polar_saved, scales, "reference"),

@@ -159,7 +159,7 @@ def polar_factor(
     def call(members: list[int], scales: list[float], kind: torch.dtype) -> list[Tensor]:
         chosen = [weights[i] for i in members]
         name = backends.resolve("polar_factor", _polar.FORWARD, chosen[0].device, backend)
-        return _polar.polar_factor(chosen, scales, kind, name)[0]
+        return _polar.polar_factor(chosen, scales, kind, name)
 
     return _one_or_list(weight, _by_dtype(weights, scale, dtype, call))
 

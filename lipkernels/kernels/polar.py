@@ -1,16 +1,30 @@
-"""``lipkernels::polar_factor``: scale * U for each W = P U, rounded to a dtype within the norm."""
+"""``lipkernels::polar_factor``: scale * U for each W = P U, rounded to a dtype within the norm.
+
+Saved for backward beside W and the result, with m the smaller side of W:
+
+* ``factor`` (..., m, m) and ``spectrum`` (..., m): the eigenvectors of P and its eigenvalues, in
+  ascending order. Where the first entry of ``spectrum`` is negative, ``factor`` is P^-1 instead, or
+  P for a square W: a forward without an eigendecomposition.
+* ``scalars`` (..., 2): the power of two that W was divided by, and the number that U was multiplied
+  by, which is the scale and what roundings cost.
+"""
+
+from __future__ import annotations
+
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.library import custom_op
 
+from lipkernels.kernels.cpu import polar as cpu
+from lipkernels.kernels.eager import is_plain_eager
 from lipkernels.kernels.precision import without_autocast
-from lipkernels.reference.polar import polar_factor as reference_forward
-from lipkernels.reference.polar import polar_factor_vjp as reference_vjp
+from lipkernels.reference import polar as reference
 from lipkernels.reference.rounding import scale_and_round
 from lipkernels.reference.scaling import compute_dtype, saturated
 
-_SAVED_PER_WEIGHT = 3  # eigenvectors, singular values, power-of-two scale
+SAVED_PER_WEIGHT = 3
 
 
 @without_autocast
@@ -19,9 +33,10 @@ def _forward_reference(
 ) -> tuple[list[Tensor], list[Tensor]]:
     results, saved = [], []
     for weight, scale in zip(weights, scales, strict=True):
-        u, vectors, p, unit = reference_forward(weight)
+        u, vectors, p, unit = reference.polar_factor(weight)
         results.append(scale_and_round(u, scale, dtype).contiguous())
-        saved += [vectors.contiguous(), p, unit]
+        scalars = torch.cat((unit[..., 0], torch.full_like(unit[..., 0], scale)), dim=-1)
+        saved += [vectors.contiguous(), p, scalars]
     return results, saved
 
 
@@ -37,30 +52,83 @@ def _backward_reference(
     for i, (grad, weight, result, scale) in enumerate(
         zip(grads, weights, results, scales, strict=True)
     ):
-        vectors, p, unit = saved[_SAVED_PER_WEIGHT * i : _SAVED_PER_WEIGHT * (i + 1)]
+        vectors, p, scalars = saved[SAVED_PER_WEIGHT * i : SAVED_PER_WEIGHT * (i + 1)]
+        unit = scalars[..., :1, None]
         # A result in full precision is the polar factor itself; a rounded one is not accurate
         # enough to differentiate with, and keeping a second copy would cost memory.
         if result.dtype == vectors.dtype:
-            u = result / scale
+            u = result / scalars[..., 1:, None]
         else:
-            u, _, _, _ = reference_forward(weight)
-        gradient = reference_vjp(grad.to(u.dtype) * scale, u, vectors, p, unit)
+            u, _, _, _ = reference.polar_factor(weight)
+        gradient = reference.polar_factor_vjp(grad.to(u.dtype) * scale, u, vectors, p, unit)
         out.append(saturated(gradient, weight.dtype).contiguous())
     return out
 
 
-FORWARD = {"reference": _forward_reference}
-BACKWARD = {"reference": _backward_reference}
+def _by_format(weights: list[Tensor]) -> tuple[list[int], list[int]]:
+    """Positions of the float64 weights, which the C++ library does not take, and of the others."""
+    wide = [i for i, w in enumerate(weights) if w.dtype == torch.float64]
+    return wide, [i for i, w in enumerate(weights) if w.dtype != torch.float64]
+
+
+def _saved_of(saved: list[Tensor], i: int) -> list[Tensor]:
+    return saved[SAVED_PER_WEIGHT * i : SAVED_PER_WEIGHT * (i + 1)]
+
+
+def _forward_cpu(
+    weights: list[Tensor], scales: list[float], dtype: torch.dtype
+) -> tuple[list[Tensor], list[Tensor]]:
+    wide, others = _by_format(weights)
+    if not wide:
+        return cpu.forward(weights, scales, dtype)
+    parts: dict[int, tuple[Tensor, list[Tensor]]] = {}
+    for run, members in ((_forward_reference, wide), (cpu.forward, others)):
+        if not members:
+            continue
+        results, saved = run([weights[i] for i in members], [scales[i] for i in members], dtype)
+        for k, i in enumerate(members):
+            parts[i] = (results[k], _saved_of(saved, k))
+    ordered = [parts[i] for i in range(len(weights))]
+    return [result for result, _ in ordered], [t for _, saved in ordered for t in saved]
+
+
+def _backward_cpu(
+    grads: list[Tensor],
+    weights: list[Tensor],
+    results: list[Tensor],
+    saved: list[Tensor],
+    scales: list[float],
+) -> list[Tensor]:
+    wide, others = _by_format(weights)
+    if not wide:
+        return cpu.backward(grads, weights, results, saved, scales)
+    out: dict[int, Tensor] = {}
+    for run, members in ((_backward_reference, wide), (cpu.backward, others)):
+        if not members:
+            continue
+        gradients = run(
+            [grads[i] for i in members],
+            [weights[i] for i in members],
+            [results[i] for i in members],
+            [t for i in members for t in _saved_of(saved, i)],
+            [scales[i] for i in members],
+        )
+        out.update(zip(members, gradients, strict=True))
+    return [out[i] for i in range(len(weights))]
+
+
+FORWARD = {"reference": _forward_reference, "cpu": _forward_cpu}
+BACKWARD = {"reference": _backward_reference, "cpu": _backward_cpu}
 
 
 @custom_op("lipkernels::polar_factor", mutates_args=())
-def polar_factor(
+def polar_factor_op(
     weights: list[Tensor], scales: list[float], dtype: torch.dtype, backend: str
 ) -> tuple[list[Tensor], list[Tensor]]:
     return FORWARD[backend](weights, scales, dtype)
 
 
-@polar_factor.register_fake
+@polar_factor_op.register_fake
 def _(
     weights: list[Tensor], scales: list[float], dtype: torch.dtype, backend: str
 ) -> tuple[list[Tensor], list[Tensor]]:
@@ -72,7 +140,7 @@ def _(
         saved += [
             weight.new_empty((*batch, m, m), dtype=kind),
             weight.new_empty((*batch, m), dtype=kind),
-            weight.new_empty((*batch, 1, 1), dtype=kind),
+            weight.new_empty((*batch, 2), dtype=kind),
         ]
     return results, saved
 
@@ -117,4 +185,43 @@ def _backward(ctx, grads, _saved_grads):
     return gradients, None, None, None
 
 
-polar_factor.register_autograd(_backward, setup_context=_setup_context)
+polar_factor_op.register_autograd(_backward, setup_context=_setup_context)
+
+
+class _PolarFactor(torch.autograd.Function):
+    """The op without its dispatch: see `lipkernels.kernels.eager`."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, scales: list[float], dtype: torch.dtype, backend: str, *weights: Tensor
+    ) -> tuple[Tensor, ...]:
+        results, saved = FORWARD[backend](list(weights), scales, dtype)
+        ctx.save_for_backward(*weights, *results, *saved)
+        ctx.set_materialize_grads(False)
+        ctx.scales, ctx.backend = scales, backend
+        return tuple(results)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
+        n = len(grads)
+        tensors = list(ctx.saved_tensors)
+        used = [i for i, grad in enumerate(grads) if grad is not None]
+        gradients = BACKWARD[ctx.backend](
+            [grad for grad in grads if grad is not None],
+            [tensors[i] for i in used],
+            [tensors[n + i] for i in used],
+            [t for i in used for t in _saved_of(tensors[2 * n :], i)],
+            [ctx.scales[i] for i in used],
+        )
+        found = dict(zip(used, gradients, strict=True))
+        return None, None, None, *(found.get(i) for i in range(n))
+
+
+def polar_factor(
+    weights: list[Tensor], scales: list[float], dtype: torch.dtype, backend: str
+) -> list[Tensor]:
+    """The scaled polar factors, by the op where something traces, directly where nothing does."""
+    if is_plain_eager(weights):
+        return list(_PolarFactor.apply(scales, dtype, backend, *weights))
+    return polar_factor_op(weights, scales, dtype, backend)[0]

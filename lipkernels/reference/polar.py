@@ -52,6 +52,24 @@ def _decompose(x: Tensor) -> tuple[Tensor, Tensor]:
     return vectors, torch.maximum(p, _FLOOR * p[..., -1:])
 
 
+def by_eigenvectors(x: Tensor, in_float64: bool = False) -> tuple[Tensor, Tensor, Tensor]:
+    """``(U, V, p)`` of a wide, finite x of unit magnitude; U in x's format, before the last step.
+
+    ``in_float64``: x is known to be too ill-conditioned for a float32 Gram matrix.
+    """
+    kind = x.dtype
+    x = for_products(x)
+    if in_float64:
+        x = x.double()
+    vectors, p = _decompose(x)
+    if x.dtype != torch.float64 and bool((p[..., -1] > _MAX_CONDITION_FLOAT32 * p[..., 0]).any()):
+        x = x.double()
+        vectors, p = _decompose(x)
+    # Q x = V (p^-1 V^T x). The bracket has orthonormal rows: float32 costs it nothing.
+    rows = _reciprocal(p)[..., None] * (vectors.mT @ x)
+    return vectors.to(kind) @ rows.to(kind), vectors, p
+
+
 def _inverse_root(vectors: Tensor, p: Tensor) -> Tensor:
     return (vectors * _reciprocal(p)[..., None, :]) @ vectors.mT
 
@@ -74,15 +92,10 @@ def _newton_schulz_step(u: Tensor) -> Tensor:
 
 def _wide_polar_factor(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     finite = torch.isfinite(x).all(dim=-1, keepdim=True).all(dim=-2, keepdim=True)
-    kind = x.dtype
-    x = for_products(torch.where(finite, x, 0.0))  # LAPACK refuses NaN; the result is set to it
-    vectors, p = _decompose(x)
-    ill_conditioned = bool((p[..., -1] > _MAX_CONDITION_FLOAT32 * p[..., 0]).any())
-    if ill_conditioned and x.dtype != torch.float64:
-        x = x.double()
-        vectors, p = _decompose(x)
-    u = _newton_schulz_step(_inverse_root(vectors, p) @ x).to(kind)
-    return torch.where(finite, u, torch.nan), vectors.to(kind), p.to(kind)
+    # LAPACK refuses NaN; the result is set to it.
+    u, vectors, p = by_eigenvectors(torch.where(finite, x, 0.0))
+    u = _newton_schulz_step(u)
+    return torch.where(finite, u, torch.nan), vectors.to(x.dtype), p.to(x.dtype)
 
 
 def polar_factor(weight: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:

@@ -37,20 +37,22 @@ def _subnormal_rounding(x: Tensor, dtype: torch.dtype) -> float:
     return info.smallest_normal * info.eps * (x.shape[-2] * x.shape[-1]) ** 0.5
 
 
-def _worst_case_factor(x: Tensor, scale: float, dtype: torch.dtype) -> float:
+def worst_case_factor(x: Tensor, scale: float, dtype: torch.dtype) -> float:
     """f with |round(f scale x)|_2 <= scale for every x of norm one."""
     # One more eps: the scale is rounded too. At least four: what the op itself rounds at any size.
     # float64 results come from float64 iterations, good to about 1e-15 m.
     m = min(x.shape[-2:])
-    relative = torch.finfo(dtype).eps * (1 + max(4.0, m**0.5))
-    if dtype == torch.float64:
+    # A float64 result of a float32 matrix has that one's roundings.
+    eps = max(torch.finfo(dtype).eps, torch.finfo(x.dtype).eps)
+    relative = eps * (1 + max(4.0, m**0.5))
+    if x.dtype == torch.float64:
         relative += 2.0**-44
     return max(0.0, 1.0 - relative - _subnormal_rounding(x, dtype) / scale)
 
 
 def scale_and_round(x: Tensor, scale: float, dtype: torch.dtype) -> Tensor:
     """``scale * x`` in ``dtype``, of spectral norm at most ``scale``; x has norm at most one."""
-    worst_case = (x * (scale * _worst_case_factor(x, scale, dtype))).to(dtype)
+    worst_case = (x * (scale * worst_case_factor(x, scale, dtype))).to(dtype)
     if dtype in (torch.float32, torch.float64):
         return worst_case
     eps = torch.finfo(dtype).eps

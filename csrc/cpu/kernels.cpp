@@ -1,0 +1,118 @@
+// The library's functions for one instruction set. This file is compiled once for each, with
+// LK_NAME(x) their names; all that it includes has internal linkage, so that the linker cannot put
+// one set's code in another one's place. library.cpp chooses among them.
+#ifdef _OPENMP
+#include <omp.h>
+#endif
+
+#include "polar.h"
+#include "scratch.h"
+
+namespace {
+
+using namespace lipkernels;
+
+// Below this many multiplications a second thread costs more than it gives.
+constexpr double MIN_WORK_PER_TEAM = 4e6;
+
+// Runs job(team, i, workspace) for every i: small matrices one for each thread, large ones by all
+// threads together. False if there is no memory.
+template <class Size, class Job>
+bool for_each(int64_t n, int threads, Size size_of, Job job) {
+  double work = 0;
+  int64_t alone = 0, together = 0;
+  const auto is_small = [&](int64_t i) {
+    const auto [m, k] = size_of(i);
+    return double(m) * m * k < MIN_WORK_PER_TEAM;
+  };
+  for (int64_t i = 0; i < n; ++i) {
+    const auto [m, k] = size_of(i);
+    work += double(m) * m * k;
+    int64_t& most = is_small(i) ? alone : together;
+    const int64_t bytes = workspace_size(m, k);
+    most = bytes > most ? bytes : most;
+  }
+#ifndef _OPENMP
+  threads = 1;
+#endif
+  if (work < MIN_WORK_PER_TEAM) threads = 1;
+  alone = round_up(alone, 4096);
+  const int64_t bytes = alone * threads > together ? alone * threads : together;
+  Scratch scratch(bytes);
+  if (!scratch.data()) return false;
+  if (threads == 1) {
+    for (int64_t i = 0; i < n; ++i) job(Team{0, 1, nullptr}, i, Workspace{scratch.data()});
+    return true;
+  }
+#ifdef _OPENMP
+  Meeting meeting;
+#pragma omp parallel num_threads(threads)
+  {
+    const Team team{omp_get_thread_num(), omp_get_num_threads(), &meeting};
+    for (int64_t i = 0; i < n; ++i)
+      if (!is_small(i)) job(team, i, Workspace{scratch.data()});
+    team.barrier();
+#pragma omp for schedule(dynamic, 1)
+    for (int64_t i = 0; i < n; ++i)
+      if (is_small(i)) job(Team{0, 1, nullptr}, i, Workspace{scratch.data() + alone * team.rank});
+  }
+#endif
+  return true;
+}
+
+}  // namespace
+
+// Tables hold one row for each matrix. polar_forward: weight, result, factor, spectrum, scalars,
+// rows, cols; `numbers`: scale, margin. polar_backward: grad, result, factor, spectrum, scalars,
+// out, rows, cols; `numbers`: scale.
+extern "C" int LK_NAME(polar_forward)(int64_t n, const int64_t* table, const double* numbers,
+                                      int32_t* status, int threads) {
+  const auto job_of = [&](int64_t i) {
+    const int64_t* t = table + 7 * i;
+    return Forward{(const float*)t[0], (float*)t[1], (float*)t[2], (float*)t[3], (float*)t[4], t[5],
+                   t[6], numbers[2 * i], numbers[2 * i + 1], status + i};
+  };
+  const auto size_of = [&](int64_t i) {
+    const int64_t rows = table[7 * i + 5], cols = table[7 * i + 6];
+    return rows < cols ? std::pair{rows, cols} : std::pair{cols, rows};
+  };
+  return for_each(n, threads, size_of, [&](const Team& team, int64_t i, Workspace space) {
+           polar_forward(team, job_of(i), space);
+         })
+             ? 0
+             : 1;
+}
+
+extern "C" int LK_NAME(polar_backward)(int64_t n, const int64_t* table, const double* numbers,
+                                       int threads) {
+  const auto job_of = [&](int64_t i) {
+    const int64_t* t = table + 8 * i;
+    return Backward{(const float*)t[0], (const float*)t[1], (const float*)t[2], (const float*)t[3],
+                    (const float*)t[4], (float*)t[5], t[6], t[7], numbers[i]};
+  };
+  const auto size_of = [&](int64_t i) {
+    const int64_t rows = table[8 * i + 6], cols = table[8 * i + 7];
+    return rows < cols ? std::pair{rows, cols} : std::pair{cols, rows};
+  };
+  return for_each(n, threads, size_of, [&](const Team& team, int64_t i, Workspace space) {
+           polar_backward(team, job_of(i), space);
+         })
+             ? 0
+             : 1;
+}
+
+// polar_finish: result (in place), scalars[1], rows, cols; `numbers`: scale, margin.
+extern "C" int LK_NAME(polar_finish)(float* result, float* scalars, int64_t rows, int64_t cols,
+                                     double scale, double margin, int threads) {
+  const auto size = rows < cols ? std::pair{rows, cols} : std::pair{cols, rows};
+  return for_each(1, threads, [&](int64_t) { return size; },
+                  [&](const Team& team, int64_t, Workspace space) {
+                    double error = 0;
+                    const double factor = finish(team, size.first, size.second,
+                                                 wide_view(result, rows, cols), scale, margin, &error,
+                                                 space);
+                    if (team.rank == 0) scalars[1] = float(factor);
+                  })
+             ? 0
+             : 1;
+}

@@ -1,0 +1,109 @@
+// The library's C interface: takes the kernels of the best instruction set that the processor has.
+#include <cstdint>
+#include <cstdlib>
+#include <mutex>
+#include <utility>
+
+#include "scratch.h"
+
+namespace lipkernels {
+
+namespace {
+std::mutex mutex;
+char* spare = nullptr;  // the largest block that was used and is free now
+int64_t spare_bytes = 0;
+constexpr int64_t LARGEST_SPARE = int64_t(256) << 20;
+constexpr int64_t PAGE = 4096;
+}  // namespace
+
+Scratch::Scratch(int64_t bytes) {
+  {
+    std::lock_guard<std::mutex> lock(mutex);
+    std::swap(data_, spare);
+    std::swap(bytes_, spare_bytes);
+  }
+  if (bytes_ < bytes) {
+    std::free(data_);
+    bytes_ = (bytes + bytes / 4 + PAGE - 1) / PAGE * PAGE;
+    data_ = static_cast<char*>(std::aligned_alloc(PAGE, bytes_));
+  }
+}
+
+Scratch::~Scratch() {
+  {
+    std::lock_guard<std::mutex> lock(mutex);
+    if (bytes_ > spare_bytes && bytes_ <= LARGEST_SPARE) {
+      std::swap(data_, spare);
+      std::swap(bytes_, spare_bytes);
+    }
+  }
+  std::free(data_);
+}
+
+}  // namespace lipkernels
+
+#if defined(__x86_64__)
+#define LK_SETS(declare) declare(avx512) declare(avx2) declare(baseline)
+#else
+#define LK_SETS(declare) declare(baseline)
+#endif
+
+#define LK_DECLARE(set)                                                                            \
+  extern "C" int polar_forward_##set(int64_t, const int64_t*, const double*, int32_t*, int);       \
+  extern "C" int polar_backward_##set(int64_t, const int64_t*, const double*, int);                \
+  extern "C" int polar_finish_##set(float*, float*, int64_t, int64_t, double, double, int);
+LK_SETS(LK_DECLARE)
+
+namespace {
+
+enum Set { BASELINE, AVX2, AVX512 };
+
+Set best_set() {
+#if defined(__x86_64__)
+  __builtin_cpu_init();
+  if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
+      __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512bw"))
+    return AVX512;
+  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return AVX2;
+#endif
+  return BASELINE;
+}
+
+Set current = best_set();
+
+}  // namespace
+
+#if defined(__x86_64__)
+#define LK_CALL(function, ...)                                \
+  switch (current) {                                          \
+    case AVX512: return function##_avx512(__VA_ARGS__);       \
+    case AVX2: return function##_avx2(__VA_ARGS__);           \
+    default: return function##_baseline(__VA_ARGS__);         \
+  }
+#else
+#define LK_CALL(function, ...) return function##_baseline(__VA_ARGS__);
+#endif
+
+// Changes with every change of a function below.
+extern "C" int lk_abi_version() { return 1; }
+
+// 0, 1, 2: baseline, AVX2, AVX-512. Asking for one that the processor lacks changes nothing.
+extern "C" int lk_instruction_set() { return current; }
+extern "C" void lk_use_instruction_set(int set) {
+  if (set >= BASELINE && set <= best_set()) current = static_cast<Set>(set);
+}
+
+// Tables hold one row of addresses and sizes for each matrix; see kernels.cpp. The functions return
+// 0, or 1 if there was not enough memory.
+extern "C" int lk_polar_forward(int64_t n, const int64_t* table, const double* numbers,
+                                int32_t* status, int threads) {
+  LK_CALL(polar_forward, n, table, numbers, status, threads)
+}
+extern "C" int lk_polar_backward(int64_t n, const int64_t* table, const double* numbers,
+                                 int threads) {
+  LK_CALL(polar_backward, n, table, numbers, threads)
+}
+extern "C" int lk_polar_finish(float* result, float* scalars, int64_t rows, int64_t cols,
+                               double scale, double margin, int threads) {
+  LK_CALL(polar_finish, result, scalars, rows, cols, scale, margin, threads)
+}

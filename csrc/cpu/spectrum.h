@@ -1,0 +1,225 @@
+// Where the eigenvalues of a symmetric matrix lie, and a polynomial that takes a function of them.
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+#include <utility>
+
+#include "gemm.h"
+
+namespace lipkernels {
+namespace {  // each instruction set has its own copy: see kernels.cpp
+
+struct Interval {
+  double low, high;
+};
+
+constexpr int LANCZOS_STEPS = 12;
+
+// How many eigenvalues of the symmetric tridiagonal (alpha, beta) lie below x: Sturm's sequence.
+inline int count_below(const double* alpha, const double* beta, int n, double x) {
+  int count = 0;
+  double pivot = 1.0;
+  for (int i = 0; i < n; ++i) {
+    pivot = alpha[i] - x - (i ? beta[i - 1] * beta[i - 1] / pivot : 0.0);
+    if (pivot == 0.0) pivot = 1e-300;
+    count += pivot < 0.0;
+  }
+  return count;
+}
+
+inline double tridiagonal_eigenvalue(const double* alpha, const double* beta, int n, int index) {
+  double low = INFINITY, high = -INFINITY;  // Gershgorin's discs
+  for (int i = 0; i < n; ++i) {
+    const double radius = (i ? std::fabs(beta[i - 1]) : 0.0) + (i < n - 1 ? std::fabs(beta[i]) : 0.0);
+    low = std::fmin(low, alpha[i] - radius);
+    high = std::fmax(high, alpha[i] + radius);
+  }
+  for (int step = 0; step < 40; ++step) {
+    const double middle = 0.5 * (low + high);
+    (count_below(alpha, beta, n, middle) > index ? high : low) = middle;
+  }
+  return 0.5 * (low + high);
+}
+
+// An estimate, from inside, of the smallest and the largest eigenvalue of the symmetric `g` (n, n):
+// a few steps of Lanczos' iteration. It is not a bound: who uses it checks the result.
+// `work` holds 3 n floats.
+inline Interval estimate_spectrum(const Team& team, int64_t n, View<const float> g, float* work) {
+  float *v = work, *previous = work + n, *w = work + 2 * n;
+  double alpha[LANCZOS_STEPS], beta[LANCZOS_STEPS];
+  if (team.rank == 0) {
+    uint32_t state = 12345;  // a fixed start without any structure of its own
+    double square = 0;
+    for (int64_t i = 0; i < n; ++i) {
+      state = state * 1664525u + 1013904223u;
+      v[i] = float(state >> 8) / float(1 << 24) - 0.4f;
+      previous[i] = 0;
+      square += double(v[i]) * v[i];
+    }
+    for (int64_t i = 0; i < n; ++i) v[i] = float(v[i] / std::sqrt(square));
+  }
+  team.barrier();
+  const int64_t share = (n + team.size - 1) / team.size, i0 = share * team.rank;
+  const int64_t i1 = i0 + share < n ? i0 + share : n;
+  int steps = 0;
+  for (double last = 0; steps < LANCZOS_STEPS && steps < n;) {
+    for (int64_t i = i0; i < i1; ++i) {
+      const float* row = g.data + i * g.rs;
+      float partial[16] = {};
+      int64_t j = 0;
+      for (; j + 16 <= n; j += 16)
+        for (int x = 0; x < 16; ++x) partial[x] += row[j + x] * v[j + x];
+      float sum = 0;
+      for (; j < n; ++j) sum += row[j] * v[j];
+      for (int x = 0; x < 16; ++x) sum += partial[x];
+      w[i] = sum - float(last) * previous[i];
+    }
+    team.barrier();
+    double a = 0, square = 0;  // every thread computes the same sums
+    for (int64_t i = 0; i < n; ++i) a += double(v[i]) * w[i];
+    for (int64_t i = 0; i < n; ++i) {
+      const double x = w[i] - a * v[i];
+      square += x * x;
+    }
+    const double norm = std::sqrt(square);
+    team.barrier();
+    for (int64_t i = i0; i < i1; ++i) {
+      previous[i] = v[i];
+      v[i] = norm > 0 ? float((w[i] - a * previous[i]) / norm) : 0.0f;
+    }
+    team.barrier();
+    alpha[steps] = a;
+    beta[steps++] = last = norm;
+    if (norm <= 1e-6 * std::fabs(alpha[0])) break;  // an invariant subspace: all is known
+  }
+  return {tridiagonal_eigenvalue(alpha, beta, steps, 0),
+          tridiagonal_eigenvalue(alpha, beta, steps, steps - 1)};
+}
+
+// The interval with what the estimate may have missed at its ends.
+inline Interval widened(Interval x) {
+  const double slack = 0.04 * (x.high - x.low) + 1e-6 * std::fabs(x.high);
+  return {x.low - slack, x.high + slack};
+}
+
+constexpr int MAX_DEGREE = 32;
+
+// sum_i c[i] y^i
+struct Series {
+  int degree;  // -1: there is none
+  double c[MAX_DEGREE + 1];
+};
+
+// The polynomial of least degree that approximates (1 + delta y)^exponent on [-1, 1] to `tolerance`,
+// by Chebyshev interpolation. None where MAX_DEGREE is not enough.
+inline Series power_series(double delta, double exponent, double tolerance) {
+  constexpr int NODES = 64;
+  double chebyshev[NODES] = {};
+  for (int i = 0; i < NODES; ++i) {
+    const double x = std::cos(M_PI * (i + 0.5) / NODES);
+    const double value = std::pow(1 + delta * x, exponent);
+    double before = 1, now = x;  // T_0(x), T_1(x)
+    for (int j = 0; j < NODES; ++j) {
+      chebyshev[j] += (j ? 2.0 : 1.0) / NODES * value * before;
+      const double next = 2 * x * now - before;
+      before = now;
+      now = next;
+    }
+  }
+  double tail = 0;
+  int degree = NODES - 1;
+  while (degree > 0 && tail + std::fabs(chebyshev[degree]) <= tolerance)
+    tail += std::fabs(chebyshev[degree--]);
+  Series sum{degree, {}};
+  if (degree > MAX_DEGREE) {
+    sum.degree = -1;
+    return sum;
+  }
+  // The same in powers: T_0 = 1, T_1 = y, T_{j+1} = 2 y T_j - T_{j-1}.
+  double before[MAX_DEGREE + 2] = {1}, now[MAX_DEGREE + 2] = {0, 1};
+  sum.c[0] = chebyshev[0];
+  for (int j = 1; j <= degree; ++j) {
+    for (int i = 0; i <= j; ++i) sum.c[i] += chebyshev[j] * now[i];
+    for (int i = j + 1; i >= 0; --i) {
+      const double next = (i ? 2 * now[i - 1] : 0.0) - before[i];
+      before[i] = next;
+    }
+    for (int i = 0; i <= j + 1; ++i) {
+      const double swapped = before[i];
+      before[i] = now[i];
+      now[i] = swapped;
+    }
+  }
+  return sum;
+}
+
+// The powers y^1 .. y^q of a symmetric matrix, shared by the polynomials that are taken of it.
+struct Powers {
+  int64_t n, ld;
+  int q;
+  float* first;  // q matrices of n * ld, one after the other
+  float* packed;
+  View<float> power(int i) const { return rows_of(first + (i - 1) * n * ld, ld); }
+};
+
+// How many powers make a polynomial of this degree cheapest (Paterson and Stockmeyer, 1973).
+inline int best_block(int degree) {
+  int q = 1;
+  while (q * (q + 1) < degree) ++q;
+  return q;
+}
+
+// y^1 is there; computes the others.
+inline void raise(const Team& team, const Powers& y) {
+  for (int i = 2; i <= y.q; ++i) {
+    gemm<float>(team, y.n, y.n, y.n, read_only(y.power(i / 2)), read_only(y.power(i - i / 2)),
+                y.power(i), 1.0f, 0.0f, true, y.packed);
+    mirror(team, y.n, y.power(i));
+  }
+}
+
+// result = scale * series(y), by Horner's rule in y^q. `other` is scratch of the same size.
+inline void polynomial(const Team& team, const Powers& y, const Series& series, double scale,
+                       View<float> result, View<float> other) {
+  const double* c = series.c;
+  const int degree = series.degree, blocks = degree / y.q;
+  View<float> now = result, next = other;
+  const auto block = [&](int b, View<float> to, View<float> plus, float factor) {
+    // to = sum_{i < q} c[b q + i] y^i + factor * plus
+    for (int64_t i = team.rank; i < y.n; i += team.size) {
+      float* row = &to(i, 0);
+      const float* add = plus.data ? &plus(i, 0) : nullptr;
+      for (int64_t j = 0; j < y.n; ++j) row[j] = add ? factor * add[j] : 0.0f;
+      for (int p = 1; p < y.q && b * y.q + p <= degree; ++p) {
+        const float weight = float(scale * c[b * y.q + p]);
+        const float* power = &y.power(p)(i, 0);
+        for (int64_t j = 0; j < y.n; ++j) row[j] += weight * power[j];
+      }
+      row[i] += float(scale * c[b * y.q]);
+    }
+    team.barrier();
+  };
+  int top = blocks;
+  if (top > 0 && degree == top * y.q) {  // the first block is a number: no product yet
+    --top;
+    block(top, now, y.power(y.q), float(scale * c[degree]));
+  } else {
+    block(top, now, {nullptr, 0, 0}, 0.0f);
+  }
+  while (top-- > 0) {
+    block(top, next, {nullptr, 0, 0}, 0.0f);
+    gemm<float>(team, y.n, y.n, y.n, read_only(now), read_only(y.power(y.q)), next, 1.0f, 1.0f, true,
+                y.packed);
+    mirror(team, y.n, next);
+    std::swap(now, next);
+  }
+  if (now.data != result.data) {
+    for (int64_t i = team.rank; i < y.n; i += team.size)
+      for (int64_t j = 0; j < y.n; ++j) result(i, j) = now(i, j);
+    team.barrier();
+  }
+}
+
+}  // namespace
+}  // namespace lipkernels

@@ -1,0 +1,61 @@
+"""Loads the library built from csrc/cpu, and says why where there is none.
+
+It is plain C++ behind a C interface: arrays of addresses and sizes go in, an error code comes out.
+torch is imported first, so that both share one OpenMP runtime and its threads.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import pathlib
+
+import torch
+
+from lipkernels import backends
+
+_ABI_VERSION = 1
+_POINTER, _INT, _INT64, _DOUBLE = ctypes.c_void_p, ctypes.c_int, ctypes.c_int64, ctypes.c_double
+_SIGNATURES = {
+    "lk_polar_forward": (_INT64, _POINTER, _POINTER, _POINTER, _INT),
+    "lk_polar_backward": (_INT64, _POINTER, _POINTER, _INT),
+    "lk_polar_finish": (_POINTER, _POINTER, _INT64, _INT64, _DOUBLE, _DOUBLE, _INT),
+}
+INSTRUCTION_SETS = ("baseline", "avx2", "avx512")
+
+
+def _load() -> tuple[ctypes.CDLL | None, str]:
+    """The library, and what it is; or None, and why."""
+    package = pathlib.Path(__file__).parents[2]
+    files = sorted(package.glob("_cpu*.so")) + sorted(package.glob("_cpu*.dylib"))
+    if not files:
+        return None, "its library was not built (no C++ compiler at installation, or it failed)"
+    try:
+        library = ctypes.CDLL(str(files[0]))
+        version = library.lk_abi_version()
+    except (OSError, AttributeError) as error:
+        return None, f"its library {files[0].name} does not load: {error}"
+    if version != _ABI_VERSION:
+        return None, (
+            f"its library {files[0].name} has version {version} of the interface, expected"
+            f" {_ABI_VERSION}: build it again (pip install)"
+        )
+    for name, arguments in _SIGNATURES.items():
+        function = getattr(library, name)
+        function.argtypes, function.restype = arguments, ctypes.c_int
+    return library, INSTRUCTION_SETS[library.lk_instruction_set()]
+
+
+LIBRARY, REASON = _load()
+if LIBRARY is None:
+    backends.mark_missing("cpu", REASON)
+
+
+def checked(code: int) -> None:
+    """Raises what a function's return code says."""
+    if code != 0:
+        raise MemoryError("lipkernels: not enough memory for the scratch space of a weight")
+
+
+def n_threads() -> int:
+    """How many threads a call may use: torch's own setting."""
+    return torch.get_num_threads()

@@ -1,0 +1,192 @@
+"""The polar factor of a list of weights, and its gradient, by the C++ library.
+
+The library takes float32 matrices whose condition number is moderate, all of a list in one call.
+What it returns unfinished (ill-conditioned, zero, not finite) and float64 weights go through the
+eigendecomposition of the reference; the last step, or the gradient, is the library's again.
+"""
+
+from __future__ import annotations
+
+import array
+import math
+
+import torch
+from torch import Tensor
+
+from lipkernels.kernels.cpu.library import LIBRARY, checked, n_threads
+from lipkernels.kernels.precision import without_autocast
+from lipkernels.reference import polar as reference
+from lipkernels.reference.rounding import scale_and_round, worst_case_factor
+from lipkernels.reference.scaling import saturated, to_unit_magnitude
+
+SAVED_PER_WEIGHT = 3  # factor, spectrum, scalars: see `lipkernels.kernels.polar`
+_DONE, _ILL_CONDITIONED, _VERY_ILL_CONDITIONED, _EXTREME = range(4)  # csrc/cpu/polar.h
+_UNSET = -1
+
+
+def _addresses(tensor: Tensor, n_matrices: int) -> range:
+    """The address of each matrix of a contiguous batch, which is not empty."""
+    start, size = tensor.data_ptr(), tensor.element_size() * (tensor.numel() // n_matrices)
+    return range(start, start + size * n_matrices, size)
+
+
+def _constrained(
+    weights: list[Tensor], numbers: list[tuple[float, float]]
+) -> tuple[list[Tensor], list[Tensor]]:
+    """Results in float32, and saved tensors, of contiguous float32 weights (..., rows, cols).
+
+    ``numbers`` holds (scale, margin) for each weight: the result is at most their product times U.
+    """
+    results: list[Tensor] = []
+    saved: list[Tensor] = []
+    table, factors = array.array("q"), array.array("d")
+    for w, pair in zip(weights, numbers, strict=True):
+        *batch, rows, cols = w.shape
+        m, n = min(rows, cols), math.prod(batch)
+        tensors = (
+            torch.empty(w.shape),
+            torch.empty((*batch, m, m)),
+            torch.empty((*batch, m)),
+            torch.empty((*batch, 2)),
+        )
+        results.append(tensors[0])
+        saved += tensors[1:]
+        for addresses in zip(*(_addresses(t, n) for t in (w, *tensors)), strict=True):
+            table.extend((*addresses, rows, cols))
+        factors.extend(pair * n)
+    n = len(factors) // 2
+    status = array.array("i", [_UNSET]) * n
+    checked(
+        LIBRARY.lk_polar_forward(
+            n,
+            table.buffer_info()[0],
+            factors.buffer_info()[0],
+            status.buffer_info()[0],
+            n_threads(),
+        )
+    )
+    if any(status):
+        _finish_the_others(weights, status, results, saved, numbers)
+    return results, saved
+
+
+def forward(
+    weights: list[Tensor], scales: list[float], dtype: torch.dtype
+) -> tuple[list[Tensor], list[Tensor]]:
+    """As ``lipkernels::polar_factor``, for weights of any format but float64."""
+    wide = [w if w.dtype == torch.float32 else w.float() for w in weights]
+    wide = [w if w.is_contiguous() else w.contiguous() for w in wide]
+    if dtype == torch.float32:
+        margins = (worst_case_factor(w, k, dtype) for w, k in zip(wide, scales, strict=True))
+        return _constrained(wide, list(zip(scales, margins, strict=True)))
+    # Other formats are rounded afterwards, from polar factors that have no margin of their own.
+    results, saved = _constrained(wide, [(1.0, 1.0)] * len(wide))
+    rounded = [scale_and_round(u, k, dtype) for u, k in zip(results, scales, strict=True)]
+    return rounded, saved
+
+
+@without_autocast
+def _finish_the_others(
+    weights: list[Tensor],
+    status: array.array,
+    results: list[Tensor],
+    saved: list[Tensor],
+    numbers: list[tuple[float, float]],
+) -> None:
+    """Eigendecompositions for the matrices that the library gave back, into the same tensors."""
+    position = 0
+    for i, w in enumerate(weights):
+        rows, cols = w.shape[-2:]
+        m, n = min(rows, cols), math.prod(w.shape[:-2])
+        codes = status[position : position + n]
+        position += n
+        to = [
+            t.view(n, *shape)
+            for t, shape in zip(
+                (results[i], *saved[SAVED_PER_WEIGHT * i : SAVED_PER_WEIGHT * (i + 1)]),
+                ((rows, cols), (m, m), (m,), (2,)),
+                strict=True,
+            )
+        ]
+        for code in sorted({*codes} - {_DONE}):  # one batched decomposition for each
+            chosen = [j for j, other in enumerate(codes) if other == code]
+            index = slice(None) if len(chosen) == n else chosen
+            x = w.reshape(n, rows, cols)[index]
+            if code == _EXTREME:
+                found = _rescaled(x, *numbers[i])
+            else:
+                found = _decomposed(x, code == _VERY_ILL_CONDITIONED, *numbers[i])
+            for tensor, part in zip(to, found, strict=True):
+                tensor[index] = part
+
+
+def _rescaled(x: Tensor, scale: float, margin: float) -> tuple[Tensor, ...]:
+    """Result and saved tensors of matrices (n, rows, cols) that are zero, not finite or extreme."""
+    unit, power = to_unit_magnitude(x)
+    largest = unit.abs().amax(dim=(-2, -1))
+    if bool(((largest >= 1) & torch.isfinite(largest)).all()):
+        (result,), (factor, spectrum, scalars) = _constrained([unit], [(scale, margin)])
+    else:
+        u, factor, spectrum, _ = reference.polar_factor(x)
+        result, scalars = u * (scale * margin), torch.full((len(x), 2), scale * margin)
+    scalars[:, 0] = power[:, 0, 0]
+    return result, factor, spectrum, scalars
+
+
+def _decomposed(x: Tensor, in_float64: bool, scale: float, margin: float) -> tuple[Tensor, ...]:
+    """Result and saved tensors of ill-conditioned matrices (n, rows, cols)."""
+    tall = x.shape[-2] > x.shape[-1]
+    u, vectors, p = reference.by_eigenvectors(x.mT if tall else x, in_float64)
+    result = (u.mT if tall else u).contiguous()
+    scalars = torch.ones(len(x), 2)
+    for one, its_scalars in zip(result, scalars, strict=True):
+        checked(
+            LIBRARY.lk_polar_finish(
+                one.data_ptr(), its_scalars.data_ptr(), *one.shape, scale, margin, n_threads()
+            )
+        )
+    return result, vectors.float(), p.float(), scalars
+
+
+@without_autocast
+def backward(
+    grads: list[Tensor],
+    weights: list[Tensor],
+    results: list[Tensor],
+    saved: list[Tensor],
+    scales: list[float],
+) -> list[Tensor]:
+    """As ``lipkernels::polar_factor_backward``."""
+    out: list[Tensor] = []
+    keep: list[Tensor] = []  # what the table has addresses of
+    table, numbers = array.array("q"), array.array("d")
+    for i, (grad, weight, result, scale) in enumerate(
+        zip(grads, weights, results, scales, strict=True)
+    ):
+        factor, spectrum, scalars = saved[SAVED_PER_WEIGHT * i : SAVED_PER_WEIGHT * (i + 1)]
+        if result.dtype != torch.float32:
+            # A rounded result is not accurate enough to differentiate with, and keeping a second
+            # copy would cost memory: once more.
+            (result,), (factor, spectrum, scalars) = forward([weight], [1.0], torch.float32)
+        rows, cols = weight.shape[-2:]
+        n = weight.numel() // (rows * cols)
+        gradient = torch.empty(weight.shape)
+        inputs = [
+            t if t.is_contiguous() else t.contiguous()
+            for t in (grad.float(), result, factor, spectrum, scalars)
+        ]
+        keep += inputs
+        out.append(gradient)
+        for addresses in zip(*(_addresses(t, n) for t in (*inputs, gradient)), strict=True):
+            table.extend((*addresses, rows, cols))
+        numbers.extend([scale] * n)
+    if numbers:
+        checked(
+            LIBRARY.lk_polar_backward(
+                len(numbers), table.buffer_info()[0], numbers.buffer_info()[0], n_threads()
+            )
+        )
+    return [
+        gradient if gradient.dtype == weight.dtype else saturated(gradient, weight.dtype)
+        for gradient, weight in zip(out, weights, strict=True)
+    ]
