@@ -16,8 +16,13 @@ INSTRUCTION_SETS = {"baseline": []}
 if platform.machine() in ("x86_64", "AMD64"):
     INSTRUCTION_SETS["avx2"] = ["-mavx2", "-mfma"]
     INSTRUCTION_SETS["avx512"] = [
-        "-mavx512f", "-mavx512dq", "-mavx512vl", "-mavx512bw", "-mfma", "-mprefer-vector-width=512",
-    ]  # fmt: skip
+        "-mavx512f",
+        "-mavx512dq",
+        "-mavx512vl",
+        "-mavx512bw",
+        "-mfma",
+        "-mprefer-vector-width=512",
+    ]  #
 WISH = os.environ.get("LIPKERNELS_CPU", "auto")
 
 
@@ -45,7 +50,9 @@ class BuildLibrary(build_ext):
         )
 
 
-headers = [f"csrc/cpu/{name}.h" for name in ("gemm", "polar", "scratch", "spectrum", "team")]
+headers = [
+    f"csrc/cpu/{name}.h" for name in ("gemm", "polar", "retract", "scratch", "spectrum", "team")
+]
 library = Extension(
     "lipkernels._cpu",
     ["csrc/cpu/kernels.cpp", "csrc/cpu/library.cpp"],

@@ -4,11 +4,13 @@ from lipkernels import backends, certify, functional, metrics, nn, parametrizati
 from lipkernels.backends import BackendUnavailableError, use_backend
 from lipkernels.export import condense, vanilla_export
 from lipkernels.group import group_weights, grouped
+from lipkernels.retract import Retractor
 
 __version__ = "0.1.0"
 
 __all__ = [
     "BackendUnavailableError",
+    "Retractor",
     "__version__",
     "backends",
     "certify",

@@ -33,6 +33,8 @@ def prepare(model: nn.Module) -> None:
     """Compute every constrained weight of ``model`` and leave it with its layer."""
     groups = defaultdict(list)
     for layer in _constrained_layers(model):
+        if layer.is_held():
+            continue
         raw = layer.raw_weight
         key = (layer.constraint, layer.weight_dtype(), raw.dtype, raw.device, layer.check)
         groups[key].append(layer)
@@ -43,7 +45,7 @@ def prepare(model: nn.Module) -> None:
         results, new_us = constraint(matrices, scales, us, dtype, check)
         for i, (layer, result) in enumerate(zip(layers, results, strict=True)):
             layer.prepare(result.reshape(layer.raw_weight.shape))
-            layer._remember(new_us[i : i + 1])
+            layer.remember(new_us[i : i + 1])
 
 
 def release(model: nn.Module) -> None:

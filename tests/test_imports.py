@@ -23,6 +23,7 @@ ALLOWED = {
     "nn": {"constraints", "functional", "reference", "certify"},
     "parametrizations": {"constraints", "functional"},
     "group": {"nn"},
+    "retract": {"constraints", "functional", "nn"},
     "export": {"nn"},
     "metrics": set(),
     "demo": None,  # an application: anything

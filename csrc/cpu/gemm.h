@@ -5,8 +5,8 @@
 // panels of NR columns; A is read where it lies, one scalar at a time, and broadcast. `lower` skips
 // the tiles that lie strictly above the diagonal: a symmetric result costs half (see `mirror`).
 //
-// Called by every thread of a team (see team.h). Which thread computes a tile depends on the size
-// of the team, what is computed in it does not: results are bitwise the same for every team.
+// The threads of a team (see team.h) share the tiles. Who computes a tile is a matter of chance, what
+// is computed in it is not: results are bitwise the same for every team.
 #pragma once
 
 #include <cstdint>
@@ -46,6 +46,8 @@ struct View {
   int64_t rs, cs;
   T& operator()(int64_t i, int64_t j) const { return data[i * rs + j * cs]; }
   View<T> t() const { return {data, cs, rs}; }
+  // Row i of a matrix whose rows are contiguous (the scratch matrices): loops over it vectorize.
+  T* row(int64_t i) const { return data + i * rs; }
 };
 
 template <class T>
@@ -116,14 +118,15 @@ template <class T, class TA, class TB, class TC>
 void gemm(const Team& team, int64_t m, int64_t n, int64_t k, View<const TA> a, View<const TB> b,
           View<TC> c, T alpha, T beta, bool lower, T* packed) {
   const int64_t panels = round_up(n, NR<T>) / NR<T>, strips = round_up(m, MR) / MR;
-  for (int64_t j = team.rank; j < panels; j += team.size)
+  team.each(panels, k * NR<T>, [&](int64_t j) {
     pack_panel<T, TB>(b, k, n, j * NR<T>, packed + j * k * NR<T>);
-  team.barrier();
+  });
 
-  // Work is dealt in groups of strips, in turn: with `lower`, later strips are longer.
-  const int64_t group = strips >= 8 * team.size ? 4 : 1;
-  alignas(64) T out[MR * NR<T>];
-  for (int64_t s0 = group * team.rank; s0 < strips; s0 += group * team.size) {
+  // Strips of rows, in groups that share a panel while it is in the cache.
+  const int64_t work = MR * n * k / 8, group = work < 1 << 13 ? 8 : 4;
+  team.run((strips + group - 1) / group, [&](int64_t piece, int) {
+    alignas(64) T out[MR * NR<T>];
+    const int64_t s0 = piece * group;
     const int64_t s1 = s0 + group < strips ? s0 + group : strips;
     for (int64_t k0 = 0; k0 < k || k0 == 0; k0 += KC) {
       const int64_t depth = k - k0 < KC ? k - k0 : KC;
@@ -163,20 +166,23 @@ void gemm(const Team& team, int64_t m, int64_t n, int64_t k, View<const TA> a, V
         }
       }
     }
-  }
-  team.barrier();
+  });
 }
 
-// Copies the lower triangle of C (n, n) over its upper one; `sign` -1 makes it skew.
+// Copies the lower triangle of C (n, n), whose rows are contiguous, over its upper one; `sign` -1 makes it skew.
 template <class T>
 void mirror(const Team& team, int64_t n, View<T> c, T sign = T(1)) {
   constexpr int64_t BLOCK = 32;
   const int64_t blocks = round_up(n, BLOCK) / BLOCK;
-  for (int64_t bi = team.rank; bi < blocks; bi += team.size)
+  team.each(blocks, BLOCK * n, [&](int64_t bi) {
     for (int64_t bj = 0; bj <= bi; ++bj)
-      for (int64_t i = bi * BLOCK; i < n && i < (bi + 1) * BLOCK; ++i)
-        for (int64_t j = bj * BLOCK; j < i && j < (bj + 1) * BLOCK; ++j) c(j, i) = sign * c(i, j);
-  team.barrier();
+      for (int64_t i = bi * BLOCK; i < n && i < (bi + 1) * BLOCK; ++i) {
+        const T* from = c.row(i);
+        T* to = c.data + i;
+        const int64_t ld = c.rs;
+        for (int64_t j = bj * BLOCK; j < i && j < (bj + 1) * BLOCK; ++j) to[j * ld] = sign * from[j];
+      }
+  });
 }
 
 }  // namespace

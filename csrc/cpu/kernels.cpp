@@ -1,11 +1,8 @@
 // The library's functions for one instruction set. This file is compiled once for each, with
 // LK_NAME(x) their names; all that it includes has internal linkage, so that the linker cannot put
 // one set's code in another one's place. library.cpp chooses among them.
-#ifdef _OPENMP
-#include <omp.h>
-#endif
-
 #include "polar.h"
+#include "retract.h"
 #include "scratch.h"
 
 namespace {
@@ -32,31 +29,17 @@ bool for_each(int64_t n, int threads, Size size_of, Job job) {
     const int64_t bytes = workspace_size(m, k);
     most = bytes > most ? bytes : most;
   }
-#ifndef _OPENMP
-  threads = 1;
-#endif
   if (work < MIN_WORK_PER_TEAM) threads = 1;
   alone = round_up(alone, 4096);
-  const int64_t bytes = alone * threads > together ? alone * threads : together;
-  Scratch scratch(bytes);
+  Scratch scratch(alone * threads > together ? alone * threads : together);
   if (!scratch.data()) return false;
-  if (threads == 1) {
-    for (int64_t i = 0; i < n; ++i) job(Team{0, 1, nullptr}, i, Workspace{scratch.data()});
-    return true;
-  }
-#ifdef _OPENMP
-  Meeting meeting;
-#pragma omp parallel num_threads(threads)
-  {
-    const Team team{omp_get_thread_num(), omp_get_num_threads(), &meeting};
+  Team::start(threads, [&](const Team& team) {
     for (int64_t i = 0; i < n; ++i)
       if (!is_small(i)) job(team, i, Workspace{scratch.data()});
-    team.barrier();
-#pragma omp for schedule(dynamic, 1)
-    for (int64_t i = 0; i < n; ++i)
-      if (is_small(i)) job(Team{0, 1, nullptr}, i, Workspace{scratch.data() + alone * team.rank});
-  }
-#endif
+    team.run(n, [&](int64_t i, int rank) {
+      if (is_small(i)) job(Team(), i, Workspace{scratch.data() + alone * rank});
+    });
+  });
   return true;
 }
 
@@ -111,8 +94,76 @@ extern "C" int LK_NAME(polar_finish)(float* result, float* scalars, int64_t rows
                     const double factor = finish(team, size.first, size.second,
                                                  wide_view(result, rows, cols), scale, margin, &error,
                                                  space);
-                    if (team.rank == 0) scalars[1] = float(factor);
+                    scalars[1] = float(factor);
                   })
              ? 0
              : 1;
+}
+
+// polar_retract: weight (in place), rows, cols; `numbers`: scale, margin.
+extern "C" int LK_NAME(polar_retract)(int64_t n, const int64_t* table, const double* numbers,
+                                      int32_t* status, int threads) {
+  const auto job_of = [&](int64_t i) {
+    const int64_t* t = table + 3 * i;
+    return Retract{(float*)t[0], t[1], t[2], numbers[2 * i], numbers[2 * i + 1], status + i};
+  };
+  const auto size_of = [&](int64_t i) {
+    const int64_t rows = table[3 * i + 1], cols = table[3 * i + 2];
+    return rows < cols ? std::pair{rows, cols} : std::pair{cols, rows};
+  };
+  return for_each(n, threads, size_of, [&](const Team& team, int64_t i, Workspace space) {
+           polar_retract(team, job_of(i), space);
+         })
+             ? 0
+             : 1;
+}
+
+// polar_project: grad (in place), weight, rows, cols; `numbers`: scale.
+extern "C" int LK_NAME(polar_project)(int64_t n, const int64_t* table, const double* numbers,
+                                      int threads) {
+  const auto job_of = [&](int64_t i) {
+    const int64_t* t = table + 4 * i;
+    return Project{(float*)t[0], (const float*)t[1], t[2], t[3], numbers[i]};
+  };
+  const auto size_of = [&](int64_t i) {
+    const int64_t rows = table[4 * i + 2], cols = table[4 * i + 3];
+    return rows < cols ? std::pair{rows, cols} : std::pair{cols, rows};
+  };
+  return for_each(n, threads, size_of, [&](const Team& team, int64_t i, Workspace space) {
+           polar_project(team, job_of(i), space);
+         })
+             ? 0
+             : 1;
+}
+
+// A 64-bit fingerprint of the bytes at `data`: which change leaves it alone is a matter of chance,
+// 1 in 2^64. Not for adversaries.
+extern "C" uint64_t LK_NAME(fingerprint)(const void* data, int64_t bytes) {
+  constexpr int LANES = 8;
+  constexpr uint64_t FIRST = 0x9e3779b97f4a7c15u, SECOND = 0xd6e8feb86659fd93u;
+  uint64_t state[LANES], block[LANES];
+  for (int x = 0; x < LANES; ++x) state[x] = FIRST * (x + 1) + uint64_t(bytes);
+  const char* at = (const char*)data;
+  int64_t left = bytes;
+  const auto absorb = [&]() {
+    for (int x = 0; x < LANES; ++x) {
+      // The high half of a product sees every lower bit; the rotation hands it on.
+      state[x] ^= block[x];
+      state[x] *= FIRST;
+      state[x] ^= state[x] >> 32;
+    }
+  };
+  for (; left >= int64_t(sizeof block); left -= sizeof block, at += sizeof block) {
+    std::memcpy(block, at, sizeof block);
+    absorb();
+  }
+  std::memset(block, 0, sizeof block);
+  std::memcpy(block, at, left);
+  absorb();
+  uint64_t result = 0;
+  for (int x = 0; x < LANES; ++x) {
+    result = (result ^ state[x]) * SECOND;
+    result ^= result >> 29;
+  }
+  return result;
 }

@@ -51,7 +51,10 @@ Scratch::~Scratch() {
 #define LK_DECLARE(set)                                                                            \
   extern "C" int polar_forward_##set(int64_t, const int64_t*, const double*, int32_t*, int);       \
   extern "C" int polar_backward_##set(int64_t, const int64_t*, const double*, int);                \
-  extern "C" int polar_finish_##set(float*, float*, int64_t, int64_t, double, double, int);
+  extern "C" int polar_finish_##set(float*, float*, int64_t, int64_t, double, double, int);        \
+  extern "C" int polar_retract_##set(int64_t, const int64_t*, const double*, int32_t*, int);       \
+  extern "C" int polar_project_##set(int64_t, const int64_t*, const double*, int);                 \
+  extern "C" uint64_t fingerprint_##set(const void*, int64_t);
 LK_SETS(LK_DECLARE)
 
 namespace {
@@ -106,4 +109,14 @@ extern "C" int lk_polar_backward(int64_t n, const int64_t* table, const double* 
 extern "C" int lk_polar_finish(float* result, float* scalars, int64_t rows, int64_t cols,
                                double scale, double margin, int threads) {
   LK_CALL(polar_finish, result, scalars, rows, cols, scale, margin, threads)
+}
+extern "C" int lk_polar_retract(int64_t n, const int64_t* table, const double* numbers,
+                                int32_t* status, int threads) {
+  LK_CALL(polar_retract, n, table, numbers, status, threads)
+}
+extern "C" int lk_polar_project(int64_t n, const int64_t* table, const double* numbers, int threads) {
+  LK_CALL(polar_project, n, table, numbers, threads)
+}
+extern "C" uint64_t lk_fingerprint(const void* data, int64_t bytes) {
+  LK_CALL(fingerprint, data, bytes)
 }

@@ -41,7 +41,7 @@ constexpr double LOOSE_SERIES = 1e-4, TIGHT_SERIES = 5e-8;
 constexpr double MAX_SHRINK = 2.5e-7;
 // A defect that says that the interval was wrong.
 constexpr double MAX_DEFECT = 0.1;
-constexpr double CG_TOLERANCE = 1e-7;
+constexpr double CG_TOLERANCE = 3e-7;
 constexpr int CG_STEPS = 100;
 
 struct Workspace {
@@ -69,15 +69,15 @@ inline View<const float> wide_view(const float* data, int64_t rows, int64_t cols
   return rows <= cols ? View<const float>{data, cols, 1} : View<const float>{data, 1, cols};
 }
 
-// sum_i f(i) over the rows of a matrix: each thread sums its rows, all add the rows up in order, so
-// that the result does not depend on the team. `partial` holds n doubles.
+// sum_i f(i) over the rows of a matrix. The rows are added up in order, whoever computed them.
+// `partial` holds n doubles.
 template <class F>
 inline double sum_over_rows(const Team& team, int64_t n, double* partial, F f) {
-  for (int64_t i = team.rank; i < n; i += team.size) partial[i] = f(i);
-  team.barrier();
+  team.each(n, n / 8, [&](int64_t i) {
+    partial[i] = f(i);
+  });
   double sum = 0;
   for (int64_t i = 0; i < n; ++i) sum += partial[i];
-  team.barrier();
   return sum;
 }
 
@@ -93,25 +93,29 @@ inline double dot(const TA* a, const TB* b, int64_t n) {
   return sum;
 }
 
-// E = I - U U^T in float64, symmetric; returns |E|_F, its own rounding included.
-inline double defect(const Team& team, int64_t m, int64_t n, View<const float> u, View<double> e,
-                     double* packed, double* partial) {
-  gemm<double>(team, m, m, n, u, u.t(), e, -1.0, 0.0, true, packed);
-  for (int64_t i = team.rank; i < m; i += team.size) e(i, i) += 1.0;
-  team.barrier();
+// E = I - factor U U^T in float64, symmetric; returns |E|_F, its own rounding included.
+inline double defect(const Team& team, int64_t m, int64_t n, View<const float> u, double factor,
+                     View<double> e, double* packed, double* partial) {
+  gemm<double>(team, m, m, n, u, u.t(), e, -factor, 0.0, true, packed);
+  team.each(m, m / 8, [&](int64_t i) {
+    e(i, i) += 1.0;
+  });
   mirror(team, m, e);
   const double square =
-      sum_over_rows(team, m, partial, [&](int64_t i) { return dot(&e(i, 0), &e(i, 0), m); });
-  // |fl(U U^T) - U U^T|_F <= gamma_n |U|_F^2 in float64, and |U|_F^2 <= m (1 + |E|).
-  return std::sqrt(square) * (1 + 1e-12) + double(n + 2) * double(m) * 2.3e-16;
+      sum_over_rows(team, m, partial, [&](int64_t i) { return dot(e.row(i), e.row(i), m); });
+  // |fl(U U^T) - U U^T|_F <= gamma_n |U|_F^2 in float64, and factor |U|_F^2 <= m + m^(1/2) |E|_F.
+  const double norm = std::sqrt(square);
+  return norm * (1 + 1e-12) + double(n + 4) * (double(m) + std::sqrt(double(m)) * norm) * 2.3e-16;
 }
 
 // Multiplies every entry of U by `factor`.
 inline void multiply(const Team& team, int64_t m, int64_t n, View<float> u, float factor) {
-  const int64_t size = m * n, share = (size + team.size - 1) / team.size;
   float* data = u.data;
-  for (int64_t i = share * team.rank; i < size && i < share * (team.rank + 1); ++i) data[i] *= factor;
-  team.barrier();
+  constexpr int64_t PIECE = 256;
+  team.each((m * n + PIECE - 1) / PIECE, PIECE / 8, [&](int64_t piece) {
+    const int64_t end = (piece + 1) * PIECE < m * n ? (piece + 1) * PIECE : m * n;
+    for (int64_t i = piece * PIECE; i < end; ++i) data[i] *= factor;
+  });
 }
 
 // Whether the step U + E U / 2 costs no more than the bound of |E| that could spare it.
@@ -127,13 +131,13 @@ inline double finish(const Team& team, int64_t m, int64_t n, View<float> u, doub
   View<double> e2 = rows_of(space.take<double>(m * ld), ld);
   double* partial = space.take<double>(m);
   double* packed = space.take<double>(packed_size<double>(n > m ? n : m, m));
-  double bound = *defect_out = defect(team, m, n, read_only(u), e, packed, partial);
+  double bound = *defect_out = defect(team, m, n, read_only(u), 1.0, e, packed, partial);
   if (bound > 2 * MAX_SHRINK && bound < 1e-3 && !takes_step(m, n)) {
     // |E|_2^2 <= |E^2|_F: cheaper than the step if the matrix is wide.
     gemm<double>(team, m, m, m, read_only(e), read_only(e), e2, 1.0, 0.0, true, packed);
     mirror(team, m, e2);
     const double square =
-        sum_over_rows(team, m, partial, [&](int64_t i) { return dot(&e2(i, 0), &e2(i, 0), m); });
+        sum_over_rows(team, m, partial, [&](int64_t i) { return dot(e2.row(i), e2.row(i), m); });
     bound = std::sqrt(std::sqrt(square) * (1 + 1e-12)) + double(n + 2) * double(m) * 2.3e-16;
   }
   if (bound <= 2 * MAX_SHRINK) {
@@ -142,9 +146,11 @@ inline double finish(const Team& team, int64_t m, int64_t n, View<float> u, doub
     return factor;
   }
   View<float> half = rows_of((float*)e2.data, ld);
-  for (int64_t i = team.rank; i < m; i += team.size)
-    for (int64_t j = 0; j < m; ++j) half(i, j) = float(e(i, j));
-  team.barrier();
+  team.each(m, m / 8, [&](int64_t i) {
+    float* to = half.row(i);
+    const double* from = e.row(i);
+    for (int64_t j = 0; j < m; ++j) to[j] = float(from[j]);
+  });
   const double factor = scale * margin;
   gemm<float>(team, m, n, m, read_only(half), read_only(u), u, float(0.5 * factor), float(factor),
               false, (float*)packed);
@@ -164,14 +170,11 @@ inline void polar_forward(const Team& team, const Forward& job, Workspace space)
   const int64_t n = job.rows < job.cols ? job.cols : job.rows, ld = padded(m);
   const View<const float> w = wide_view(job.weight, job.rows, job.cols);
   const View<float> u = wide_view(job.result, job.rows, job.cols);
-  const auto give_up = [&](Status why) {
-    if (team.rank == 0) *job.status = why;
-    team.barrier();
-  };
+  const auto give_up = [&](Status why) { *job.status = why; };
 
   double* partial = space.take<double>(n);
   // Largest entry of each row, compared as integers: a NaN or an infinity is larger than all others.
-  for (int64_t i = team.rank; i < job.rows; i += team.size) {
+  team.each(job.rows, job.cols / 8, [&](int64_t i) {
     const float* row = job.weight + i * job.cols;
     int32_t largest = 0;
     for (int64_t j = 0; j < job.cols; ++j) {
@@ -183,11 +186,9 @@ inline void polar_forward(const Team& team, const Forward& job, Workspace space)
     float size;
     std::memcpy(&size, &largest, sizeof size);
     partial[i] = std::isnan(size) ? INFINITY : size;
-  }
-  team.barrier();
+  });
   double largest = 0;
   for (int64_t i = 0; i < job.rows; ++i) largest = partial[i] > largest ? partial[i] : largest;
-  team.barrier();
   if (!(largest <= LARGEST && largest >= SMALLEST)) return give_up(EXTREME);
 
   const int64_t packed_floats = packed_size<float>(n > m ? n : m, n > m ? m : n);
@@ -214,11 +215,11 @@ inline void polar_forward(const Team& team, const Forward& job, Workspace space)
   y.q = best_block(inverse_root.degree);
   if (y.q > 5) y.q = 5;
   // y = (G / middle - I) / delta has its eigenvalues in [-1, 1].
-  for (int64_t i = team.rank; i < m; i += team.size) {
-    for (int64_t j = 0; j < m; ++j) a(i, j) *= float(1 / (middle * delta));
+  team.each(m, m / 8, [&](int64_t i) {
+    float* row = a.row(i);
+    for (int64_t j = 0; j < m; ++j) row[j] *= float(1 / (middle * delta));
     a(i, i) -= float(1 / delta);
-  }
-  team.barrier();
+  });
   raise(team, y);
   View<float> q = rows_of(y.first + (int64_t)y.q * m * ld, ld);
   View<float> other = rows_of(y.first + (int64_t)(y.q + 1) * m * ld, ld);
@@ -232,54 +233,58 @@ inline void polar_forward(const Team& team, const Forward& job, Workspace space)
     gemm<float>(team, m, m, n, w, read_only(u).t(), q, float(1 / factor), 0.0f, true, packed);
     mirror(team, m, q);
   }
-  for (int64_t i = team.rank; i < m; i += team.size)
-    for (int64_t j = 0; j < m; ++j) job.factor[i * m + j] = q(i, j);
-  if (team.rank == 0) {
-    for (int64_t i = 0; i < m; ++i) job.spectrum[i] = -1.0f;
-    job.scalars[0] = 1.0f;
-    job.scalars[1] = float(factor);
-    *job.status = DONE;
-  }
-  team.barrier();
+  team.each(m, m / 8, [&](int64_t i) {
+    std::memcpy(job.factor + i * m, q.row(i), m * sizeof(float));
+  });
+  for (int64_t i = 0; i < m; ++i) job.spectrum[i] = -1.0f;
+  job.scalars[0] = 1.0f;
+  job.scalars[1] = float(factor);
+  *job.status = DONE;
 }
 
 // Solves A Y + Y A = C for skew C, A symmetric positive definite; C is overwritten. All (m, ld).
 inline void lyapunov(const Team& team, int64_t m, View<const float> a, View<float> c,
                      View<float> y, View<float> d, View<float> h, double* partial, float* packed) {
   const auto squared = [&](View<float> x) {
-    return sum_over_rows(team, m, partial, [&](int64_t i) { return dot(&x(i, 0), &x(i, 0), m); });
+    return sum_over_rows(team, m, partial, [&](int64_t i) { return dot(x.row(i), x.row(i), m); });
   };
-  for (int64_t i = team.rank; i < m; i += team.size)
-    for (int64_t j = 0; j < m; ++j) {
-      d(i, j) = c(i, j);
-      y(i, j) = 0.0f;
-    }
+  team.each(m, m / 8, [&](int64_t i) {
+    std::memcpy(d.row(i), c.row(i), m * sizeof(float));
+    std::memset(y.row(i), 0, m * sizeof(float));
+  });
   double rest = squared(c);
   const double enough = rest * CG_TOLERANCE * CG_TOLERANCE;
   for (int step = 0; step < CG_STEPS && rest > enough; ++step) {
     gemm<float>(team, m, m, m, a, read_only(d), h, 1.0f, 0.0f, false, packed);
     // <D, A D + D A> = 2 <D, H>, since D A = -(A D)^T = -H^T.
     const double along =
-        2 * sum_over_rows(team, m, partial, [&](int64_t i) { return dot(&d(i, 0), &h(i, 0), m); });
+        2 * sum_over_rows(team, m, partial, [&](int64_t i) { return dot(d.row(i), h.row(i), m); });
     if (!(along > 0)) break;
     const float length = float(rest / along);
     constexpr int64_t BLOCK = 32;
-    for (int64_t i0 = BLOCK * team.rank; i0 < m; i0 += BLOCK * team.size)
-      for (int64_t j0 = 0; j0 < m; j0 += BLOCK)
-        for (int64_t i = i0; i < m && i < i0 + BLOCK; ++i) {
-          const int64_t j1 = j0 + BLOCK < m ? j0 + BLOCK : m;
+    team.each((m + BLOCK - 1) / BLOCK, BLOCK * m / 2, [&](int64_t block) {
+      const int64_t i0 = block * BLOCK, i1 = i0 + BLOCK < m ? i0 + BLOCK : m;
+      for (int64_t j0 = 0; j0 < m; j0 += BLOCK) {
+        const int64_t j1 = j0 + BLOCK < m ? j0 + BLOCK : m;
+        for (int64_t i = i0; i < i1; ++i) {
+          float *yi = y.row(i), *ci = c.row(i);
+          const float *di = d.row(i), *hi = h.row(i), *column = h.data + i;
+          const int64_t ld = h.rs;
           for (int64_t j = j0; j < j1; ++j) {
-            y(i, j) += length * d(i, j);
-            c(i, j) -= length * (h(i, j) - h(j, i));
+            yi[j] += length * di[j];
+            ci[j] -= length * (hi[j] - column[j * ld]);
           }
         }
-    team.barrier();
+      }
+    });
     const double now = squared(c);
     const float turn = float(now / rest);
     rest = now;
-    for (int64_t i = team.rank; i < m; i += team.size)
-      for (int64_t j = 0; j < m; ++j) d(i, j) = c(i, j) + turn * d(i, j);
-    team.barrier();
+    team.each(m, m / 8, [&](int64_t i) {
+      float* di = d.row(i);
+      const float* ci = c.row(i);
+      for (int64_t j = 0; j < m; ++j) di[j] = ci[j] + turn * di[j];
+    });
   }
 }
 
@@ -292,9 +297,12 @@ struct Backward {
 
 // C = X - X^T
 inline void skew(const Team& team, int64_t m, View<const float> x, View<float> c) {
-  for (int64_t i = team.rank; i < m; i += team.size)
-    for (int64_t j = 0; j < m; ++j) c(i, j) = x(i, j) - x(j, i);
-  team.barrier();
+  team.each(m, m / 8, [&](int64_t i) {
+    float* ci = c.row(i);
+    const float *xi = x.row(i), *column = x.data + i;
+    const int64_t ld = x.rs;
+    for (int64_t j = 0; j < m; ++j) ci[j] = xi[j] - column[j * ld];
+  });
 }
 
 inline void polar_backward(const Team& team, const Backward& job, Workspace space) {
@@ -323,17 +331,19 @@ inline void polar_backward(const Team& team, const Backward& job, Workspace spac
   if (job.spectrum[0] < 0) {
     if (needs_outside) {
       product(factor, read_only(t), h, false);  // Q T, kept in q
-      for (int64_t i = team.rank; i < m; i += team.size)
-        for (int64_t j = 0; j < m; ++j) q(i, j) = h(i, j);
-      team.barrier();
+      team.each(m, m / 8, [&](int64_t i) {
+        std::memcpy(q.row(i), h.row(i), m * sizeof(float));
+      });
       product(read_only(q), factor, t, false);
     }
     skew(team, m, read_only(t), c);
     lyapunov(team, m, factor, c, y, d, h, partial, packed);
     if (needs_outside) {
-      for (int64_t i = team.rank; i < m; i += team.size)
-        for (int64_t j = 0; j < m; ++j) y(i, j) -= q(i, j);
-      team.barrier();
+      team.each(m, m / 8, [&](int64_t i) {
+        float* yi = y.row(i);
+        const float* qi = q.row(i);
+        for (int64_t j = 0; j < m; ++j) yi[j] -= qi[j];
+      });
     }
   } else {
     // factor = V: (V^T Y V)_ij = (V^T (T - T^T) V)_ij / (p_i + p_j)
@@ -342,21 +352,22 @@ inline void polar_backward(const Team& team, const Backward& job, Workspace spac
     needs_outside = needs_outside || !(p[0] > 3.1e-7f * largest);
     product(factor.t(), read_only(t), h, false);
     product(read_only(h), factor, c, false);
-    for (int64_t i = team.rank; i < m; i += team.size)
+    team.each(m, m / 8, [&](int64_t i) {
       for (int64_t j = 0; j < m; ++j) {
         const float sum = p[i] + p[j];
         d(i, j) = sum > 0 ? (c(i, j) - c(j, i)) / sum : 0.0f;
       }
-    team.barrier();
+    });
     product(factor, read_only(d), h, false);
     product(read_only(h), factor.t(), y, true);
     mirror(team, m, y, -1.0f);
-    for (int64_t i = team.rank; i < m; i += team.size) y(i, i) = 0.0f;
-    team.barrier();
+    team.each(m, m / 8, [&](int64_t i) {
+      y(i, i) = 0.0f;
+    });
     if (needs_outside) {
-      for (int64_t i = team.rank; i < m; i += team.size)
+      team.each(m, m / 8, [&](int64_t i) {
         for (int64_t j = 0; j < m; ++j) d(i, j) = p[j] > 0 ? factor(i, j) / p[j] : 0.0f;
-      team.barrier();
+      });
       product(read_only(d), factor.t(), q, true);
       mirror(team, m, q);
       gemm<float>(team, m, m, m, read_only(q), read_only(t), y, -1.0f, 1.0f, false, packed);
@@ -369,13 +380,13 @@ inline void polar_backward(const Team& team, const Backward& job, Workspace spac
     gemm<float>(team, m, n, m, inverse_root, gamma, out, scale, 1.0f, false, packed);
   const float unit = job.scalars[0];
   if (unit != 1.0f) {  // an extreme weight: saturate instead of overflowing
-    const int64_t size = m * n, share = (size + team.size - 1) / team.size;
-    for (int64_t i = share * team.rank; i < size && i < share * (team.rank + 1); ++i) {
-      const float x = job.out[i] / unit;
-      job.out[i] = x > FLT_MAX ? FLT_MAX : x < -FLT_MAX ? -FLT_MAX : x;
-    }
+    team.each(job.rows, job.cols, [&](int64_t i) {
+      for (float* x = job.out + i * job.cols; x < job.out + (i + 1) * job.cols; ++x) {
+        *x /= unit;
+        *x = *x > FLT_MAX ? FLT_MAX : *x < -FLT_MAX ? -FLT_MAX : *x;
+      }
+    });
   }
-  team.barrier();
 }
 
 }  // namespace

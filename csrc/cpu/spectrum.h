@@ -3,6 +3,7 @@
 
 #include <cmath>
 #include <cstdint>
+#include <cstring>
 #include <utility>
 
 #include "gemm.h"
@@ -48,23 +49,18 @@ inline double tridiagonal_eigenvalue(const double* alpha, const double* beta, in
 inline Interval estimate_spectrum(const Team& team, int64_t n, View<const float> g, float* work) {
   float *v = work, *previous = work + n, *w = work + 2 * n;
   double alpha[LANCZOS_STEPS], beta[LANCZOS_STEPS];
-  if (team.rank == 0) {
-    uint32_t state = 12345;  // a fixed start without any structure of its own
-    double square = 0;
-    for (int64_t i = 0; i < n; ++i) {
-      state = state * 1664525u + 1013904223u;
-      v[i] = float(state >> 8) / float(1 << 24) - 0.4f;
-      previous[i] = 0;
-      square += double(v[i]) * v[i];
-    }
-    for (int64_t i = 0; i < n; ++i) v[i] = float(v[i] / std::sqrt(square));
+  uint32_t state = 12345;  // a fixed start without any structure of its own
+  double square = 0;
+  for (int64_t i = 0; i < n; ++i) {
+    state = state * 1664525u + 1013904223u;
+    v[i] = float(state >> 8) / float(1 << 24) - 0.4f;
+    previous[i] = 0;
+    square += double(v[i]) * v[i];
   }
-  team.barrier();
-  const int64_t share = (n + team.size - 1) / team.size, i0 = share * team.rank;
-  const int64_t i1 = i0 + share < n ? i0 + share : n;
+  for (int64_t i = 0; i < n; ++i) v[i] = float(v[i] / std::sqrt(square));
   int steps = 0;
   for (double last = 0; steps < LANCZOS_STEPS && steps < n;) {
-    for (int64_t i = i0; i < i1; ++i) {
+    team.each(n, n / 4, [&](int64_t i) {
       const float* row = g.data + i * g.rs;
       float partial[16] = {};
       int64_t j = 0;
@@ -74,21 +70,18 @@ inline Interval estimate_spectrum(const Team& team, int64_t n, View<const float>
       for (; j < n; ++j) sum += row[j] * v[j];
       for (int x = 0; x < 16; ++x) sum += partial[x];
       w[i] = sum - float(last) * previous[i];
-    }
-    team.barrier();
-    double a = 0, square = 0;  // every thread computes the same sums
+    });
+    double a = 0, rest = 0;
     for (int64_t i = 0; i < n; ++i) a += double(v[i]) * w[i];
     for (int64_t i = 0; i < n; ++i) {
       const double x = w[i] - a * v[i];
-      square += x * x;
+      rest += x * x;
     }
-    const double norm = std::sqrt(square);
-    team.barrier();
-    for (int64_t i = i0; i < i1; ++i) {
+    const double norm = std::sqrt(rest);
+    for (int64_t i = 0; i < n; ++i) {
       previous[i] = v[i];
-      v[i] = norm > 0 ? float((w[i] - a * previous[i]) / norm) : 0.0f;
+      v[i] = norm > 0 ? float((w[i] - a * v[i]) / norm) : 0.0f;
     }
-    team.barrier();
     alpha[steps] = a;
     beta[steps++] = last = norm;
     if (norm <= 1e-6 * std::fabs(alpha[0])) break;  // an invariant subspace: all is known
@@ -187,18 +180,17 @@ inline void polynomial(const Team& team, const Powers& y, const Series& series, 
   View<float> now = result, next = other;
   const auto block = [&](int b, View<float> to, View<float> plus, float factor) {
     // to = sum_{i < q} c[b q + i] y^i + factor * plus
-    for (int64_t i = team.rank; i < y.n; i += team.size) {
-      float* row = &to(i, 0);
-      const float* add = plus.data ? &plus(i, 0) : nullptr;
+    team.each(y.n, y.n * y.q / 8, [&](int64_t i) {
+      float* row = to.row(i);
+      const float* add = plus.data ? plus.row(i) : nullptr;
       for (int64_t j = 0; j < y.n; ++j) row[j] = add ? factor * add[j] : 0.0f;
       for (int p = 1; p < y.q && b * y.q + p <= degree; ++p) {
         const float weight = float(scale * c[b * y.q + p]);
-        const float* power = &y.power(p)(i, 0);
+        const float* power = y.power(p).row(i);
         for (int64_t j = 0; j < y.n; ++j) row[j] += weight * power[j];
       }
       row[i] += float(scale * c[b * y.q]);
-    }
-    team.barrier();
+    });
   };
   int top = blocks;
   if (top > 0 && degree == top * y.q) {  // the first block is a number: no product yet
@@ -215,9 +207,9 @@ inline void polynomial(const Team& team, const Powers& y, const Series& series, 
     std::swap(now, next);
   }
   if (now.data != result.data) {
-    for (int64_t i = team.rank; i < y.n; i += team.size)
-      for (int64_t j = 0; j < y.n; ++j) result(i, j) = now(i, j);
-    team.barrier();
+    team.each(y.n, y.n / 8, [&](int64_t i) {
+      std::memcpy(result.row(i), now.row(i), y.n * sizeof(float));
+    });
   }
 }
 

@@ -28,7 +28,7 @@ Scales = float | Sequence[float]
 _FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
 
-def _checked_weights(weight: Weights, check: bool) -> list[Tensor]:
+def checked_weights(weight: Weights, check: bool) -> list[Tensor]:
     weights = [weight] if isinstance(weight, Tensor) else list(weight)
     for i, w in enumerate(weights):
         if not isinstance(w, Tensor):
@@ -51,7 +51,7 @@ def _checked_weights(weight: Weights, check: bool) -> list[Tensor]:
     return weights
 
 
-def _checked_scales(scale: Scales, n: int, dtype: torch.dtype) -> list[float]:
+def checked_scales(scale: Scales, n: int, dtype: torch.dtype) -> list[float]:
     scales = [scale] * n if not isinstance(scale, Sequence) else list(scale)
     if len(scales) != n:
         raise ValueError(f"scale: expected one number or {n} of them, got {len(scales)}")
@@ -87,7 +87,7 @@ def _checked_vectors(u: Tensor | Sequence[Tensor] | None, weights: list[Tensor])
     return us
 
 
-def _by_dtype(
+def by_dtype(
     weights: list[Tensor],
     scale: Scales,
     dtype: torch.dtype | None,
@@ -106,7 +106,7 @@ def _by_dtype(
         for w, kind in zip(weights, wanted, strict=True)
     ]
     for kind in dict.fromkeys(wanted):
-        scales = _checked_scales(scale, len(weights), kind)
+        scales = checked_scales(scale, len(weights), kind)
         members = [i for i, w in enumerate(weights) if wanted[i] == kind and w.numel() > 0]
         if members:
             outs = call(members, [scales[i] for i in members], kind)
@@ -115,7 +115,7 @@ def _by_dtype(
     return results
 
 
-def _one_or_list(weight: Weights, results: list[Tensor]) -> Any:
+def one_or_list(weight: Weights, results: list[Tensor]) -> Any:
     return results[0] if isinstance(weight, Tensor) else results
 
 
@@ -154,14 +154,14 @@ def polar_factor(
     >>> torch.allclose(u @ u.mT, torch.eye(3), atol=1e-5)
     True
     """
-    weights = _checked_weights(weight, check)
+    weights = checked_weights(weight, check)
 
     def call(members: list[int], scales: list[float], kind: torch.dtype) -> list[Tensor]:
         chosen = [weights[i] for i in members]
         name = backends.resolve("polar_factor", _polar.FORWARD, chosen[0].device, backend)
         return _polar.polar_factor(chosen, scales, kind, name)
 
-    return _one_or_list(weight, _by_dtype(weights, scale, dtype, call))
+    return one_or_list(weight, by_dtype(weights, scale, dtype, call))
 
 
 def bjorck(
@@ -190,7 +190,7 @@ def bjorck(
     >>> torch.allclose(x, torch.eye(3), atol=1e-5)
     True
     """
-    weights = _checked_weights(weight, check)
+    weights = checked_weights(weight, check)
     _checked_iteration(n_iter, tol)
     _checked_iteration(n_iter_spectral, tol_spectral)
     if not 0 < beta <= 0.5:
@@ -206,8 +206,8 @@ def bjorck(
             us[i] = vector
         return results
 
-    results = _by_dtype(weights, scale, dtype, call)
-    return _one_or_list(weight, results), _one_or_list(weight, us)
+    results = by_dtype(weights, scale, dtype, call)
+    return one_or_list(weight, results), one_or_list(weight, us)
 
 
 def spectral_normalize(
@@ -232,7 +232,7 @@ def spectral_normalize(
     >>> round(torch.linalg.matrix_norm(w, 2).item(), 4)
     2.0
     """
-    weights = _checked_weights(weight, check)
+    weights = checked_weights(weight, check)
     _checked_iteration(n_iter, tol)
     us = _checked_vectors(u, weights)
 
@@ -245,8 +245,8 @@ def spectral_normalize(
             us[i] = vector
         return results
 
-    results = _by_dtype(weights, scale, dtype, call)
-    return _one_or_list(weight, results), _one_or_list(weight, us)
+    results = by_dtype(weights, scale, dtype, call)
+    return one_or_list(weight, results), one_or_list(weight, us)
 
 
 def power_iteration(
@@ -266,7 +266,7 @@ def power_iteration(
     >>> round(sigma.item(), 4)
     3.0
     """
-    weights = [w.detach() for w in _checked_weights(weight, check)]
+    weights = [w.detach() for w in checked_weights(weight, check)]
     _checked_iteration(n_iter, 0.0)
     us = _checked_vectors(u, weights)
     for i, w in enumerate(weights):
@@ -277,7 +277,7 @@ def power_iteration(
     implemented = _spectral.POWER_ITERATION
     name = backends.resolve("power_iteration", implemented, weights[0].device, backend)
     sigmas, lefts, rights = _spectral.power_iteration(weights, us, n_iter, name)
-    return tuple(_one_or_list(weight, part) for part in (sigmas, lefts, rights))
+    return tuple(one_or_list(weight, part) for part in (sigmas, lefts, rights))
 
 
 def frobenius_normalize(
@@ -299,7 +299,7 @@ def frobenius_normalize(
     >>> round(torch.linalg.matrix_norm(w).item(), 5)
     1.0
     """
-    weights = _checked_weights(weight, check)
+    weights = checked_weights(weight, check)
 
     def call(members: list[int], scales: list[float], kind: torch.dtype) -> list[Tensor]:
         chosen = [weights[i] for i in members]
@@ -307,4 +307,4 @@ def frobenius_normalize(
         name = backends.resolve("frobenius_normalize", _frobenius.FORWARD, device, backend)
         return _frobenius.frobenius_normalize(chosen, scales, kind, per_row, name)
 
-    return _one_or_list(weight, _by_dtype(weights, scale, dtype, call))
+    return one_or_list(weight, by_dtype(weights, scale, dtype, call))

@@ -11,6 +11,8 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
+from torch._C import _is_torch_function_mode_enabled
+from torch._C._functorch import peek_interpreter_stack
 from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 _PLAIN = (Tensor, nn.Parameter)
@@ -22,7 +24,7 @@ def is_plain_eager(tensors: Sequence[Tensor]) -> bool:
         not torch.compiler.is_compiling()
         and all(type(t) in _PLAIN and not t.is_meta for t in tensors)
         and not is_in_torch_dispatch_mode()
-        and not torch.overrides._is_torch_function_mode_enabled()
-        and not torch.jit.is_tracing()
-        and torch._C._functorch.peek_interpreter_stack() is None
+        and not _is_torch_function_mode_enabled()
+        and torch._C._get_tracing_state() is None
+        and peek_interpreter_stack() is None
     )

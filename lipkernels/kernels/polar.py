@@ -203,8 +203,8 @@ class _PolarFactor(torch.autograd.Function):
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
-        n = len(grads)
+    def backward(ctx: Any, *grad_outputs: Any) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
+        grads, n = grad_outputs, len(grad_outputs)
         tensors = list(ctx.saved_tensors)
         used = [i for i, grad in enumerate(grads) if grad is not None]
         gradients = BACKWARD[ctx.backend](

@@ -4,6 +4,13 @@ The Parameter keeps torch.nn's name ``weight``, so that state_dict, optimizers, 
 checkpoints see an ordinary layer. The attribute ``layer.weight`` is the constrained weight,
 computed from the Parameter that is there at that moment: nothing is kept from one forward to the
 next, so nothing is ever stale. (Within one forward, `lipkernels.grouped` computes it ahead.)
+
+Note [Held weights]
+`lipkernels.Retractor` keeps the Parameter itself on the constraint, and forward uses it as it is.
+That is trusted only while the Parameter is, byte for byte, what the retraction wrote: a record of
+its identity, version and fingerprint is compared at each forward. A checkpoint, a write through
+``.data``, a second optimizer, a swap of averaged weights, another constant or another autocast
+state make it differ, and the layer constrains its weight as if nobody had held it.
 """
 
 from __future__ import annotations
@@ -14,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from lipkernels.constraints import Constraint, forward_dtype
-from lipkernels.functional import initial_vector
+from lipkernels.functional import fingerprint, initial_vector
 from lipkernels.nn.module import LipschitzModule
 
 
@@ -35,6 +42,9 @@ class ConstrainedWeight(LipschitzModule):
     # What it was computed from: (raw Parameter, its version, the scale). An interrupt in forward
     # can leave it behind.
     _prepared_from: tuple[nn.Parameter, int, float] | None = None
+
+    # What `lipkernels.Retractor` left: (raw Parameter, its version, its fingerprint, the scale).
+    _held: tuple[nn.Parameter, int, int, float] | None = None
 
     def _constrain(self, constraint: Constraint, k_coef_lip: float, check: bool) -> None:
         """The part of the constructor that follows the torch.nn layer's own."""
@@ -102,8 +112,36 @@ class ConstrainedWeight(LipschitzModule):
         now = self.raw_weight
         return now is raw and _version(now) == version and scale == self.matrix_scale()
 
+    def hold(self) -> None:
+        """Trust the raw weight as it is now: it satisfies the constraint. See Note [Held weights].
+
+        For who put it there, and has a bound for it; anybody else's is checked by nothing.
+        """
+        raw = self.raw_weight
+        self._held = (raw, _version(raw), fingerprint(raw), self.matrix_scale())
+
+    def let_go(self) -> None:
+        """Constrain the raw weight in each forward again."""
+        self._held = None
+
+    def is_held(self) -> bool:
+        """Whether forward uses the raw weight as it is: held, and nobody touched it since."""
+        if self._held is None or torch.compiler.is_compiling():
+            return False  # a compiled graph cannot look at bytes: it constrains
+        raw, version, bytes_then, scale = self._held
+        now = self.raw_weight
+        return (
+            now is raw
+            and _version(now) == version
+            and scale == self.matrix_scale()
+            and self.weight_dtype() == now.dtype
+            and fingerprint(now) == bytes_then
+        )
+
     def _constrained_weight(self) -> Tensor:
         raw = self.raw_weight
+        if self.is_held():
+            return raw
         dtype = self.weight_dtype()
         if self._prepared is not None and self._is_current():
             wanted = (dtype, raw.requires_grad and torch.is_grad_enabled())
@@ -112,7 +150,7 @@ class ConstrainedWeight(LipschitzModule):
         matrix = self.matrix(raw)
         us = self.start_vectors(matrix)
         results, new_us = self.constraint([matrix], [self.matrix_scale()], us, dtype, self.check)
-        self._remember(new_us)
+        self.remember(new_us)
         return results[0].reshape(raw.shape)
 
     def start_vectors(self, matrix: Tensor) -> list[Tensor]:
@@ -125,12 +163,19 @@ class ConstrainedWeight(LipschitzModule):
                 self.u = initial_vector(matrix.detach())
         return [self.u]
 
-    def _remember(self, us: list[Tensor]) -> None:
+    def remember(self, us: list[Tensor]) -> None:
         """Keep the power iteration's vector for the next training step."""
         # Without gradients it is no training step: an export leaves the layer as it is.
         if self.training and torch.is_grad_enabled() and us:
             with torch.no_grad():
                 self.u.copy_(us[0])
+
+    def __getstate__(self) -> dict[str, object]:
+        """Without what belongs to the process: a copy constrains its weight until it is held."""
+        state = dict(super().__getstate__())
+        for name in ("_held", "_prepared", "_prepared_from"):
+            state.pop(name, None)
+        return state
 
     # ---------------------------------------------------------------------- initialization
     def reset_parameters(self) -> None:

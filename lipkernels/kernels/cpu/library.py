@@ -18,6 +18,8 @@ _POINTER, _INT, _INT64, _DOUBLE = ctypes.c_void_p, ctypes.c_int, ctypes.c_int64,
 _SIGNATURES = {
     "lk_polar_forward": (_INT64, _POINTER, _POINTER, _POINTER, _INT),
     "lk_polar_backward": (_INT64, _POINTER, _POINTER, _INT),
+    "lk_polar_retract": (_INT64, _POINTER, _POINTER, _POINTER, _INT),
+    "lk_polar_project": (_INT64, _POINTER, _POINTER, _INT),
     "lk_polar_finish": (_POINTER, _POINTER, _INT64, _INT64, _DOUBLE, _DOUBLE, _INT),
 }
 INSTRUCTION_SETS = ("baseline", "avx2", "avx512")
@@ -42,12 +44,26 @@ def _load() -> tuple[ctypes.CDLL | None, str]:
     for name, arguments in _SIGNATURES.items():
         function = getattr(library, name)
         function.argtypes, function.restype = arguments, ctypes.c_int
+    library.lk_fingerprint.argtypes = (_POINTER, _INT64)
+    library.lk_fingerprint.restype = ctypes.c_uint64
     return library, INSTRUCTION_SETS[library.lk_instruction_set()]
 
 
-LIBRARY, REASON = _load()
-if LIBRARY is None:
-    backends.mark_missing("cpu", REASON)
+_library, _about = _load()
+if _library is None:
+    backends.mark_missing("cpu", _about)
+
+
+def library() -> ctypes.CDLL:
+    """The library. `backends.resolve` chooses the functions here only where there is one."""
+    if _library is None:
+        raise backends.BackendUnavailableError(f"backend 'cpu' cannot run: {_about}")
+    return _library
+
+
+def is_built() -> bool:
+    """Whether there is a library."""
+    return _library is not None
 
 
 def checked(code: int) -> None:

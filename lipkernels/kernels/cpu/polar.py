@@ -13,7 +13,7 @@ import math
 import torch
 from torch import Tensor
 
-from lipkernels.kernels.cpu.library import LIBRARY, checked, n_threads
+from lipkernels.kernels.cpu.library import checked, library, n_threads
 from lipkernels.kernels.precision import without_autocast
 from lipkernels.reference import polar as reference
 from lipkernels.reference.rounding import scale_and_round, worst_case_factor
@@ -57,7 +57,7 @@ def _constrained(
     n = len(factors) // 2
     status = array.array("i", [_UNSET]) * n
     checked(
-        LIBRARY.lk_polar_forward(
+        library().lk_polar_forward(
             n,
             table.buffer_info()[0],
             factors.buffer_info()[0],
@@ -141,7 +141,7 @@ def _decomposed(x: Tensor, in_float64: bool, scale: float, margin: float) -> tup
     scalars = torch.ones(len(x), 2)
     for one, its_scalars in zip(result, scalars, strict=True):
         checked(
-            LIBRARY.lk_polar_finish(
+            library().lk_polar_finish(
                 one.data_ptr(), its_scalars.data_ptr(), *one.shape, scale, margin, n_threads()
             )
         )
@@ -182,7 +182,7 @@ def backward(
         numbers.extend([scale] * n)
     if numbers:
         checked(
-            LIBRARY.lk_polar_backward(
+            library().lk_polar_backward(
                 len(numbers), table.buffer_info()[0], numbers.buffer_info()[0], n_threads()
             )
         )
