@@ -74,19 +74,20 @@ class ForwardError:
 
 
 def _where(name: str, module: nn.Module) -> str:
-    return f"layer {name!r} ({type(module).__name__})" if name else type(module).__name__
+    kind = type(module).__name__
+    return kind if name == kind else f"layer {name!r} ({kind})"
 
 
 def _rule(name: str, module: nn.Module, z: Tensor) -> Rule:
     """The rule of a layer; ValueError naming it if it has none."""
-    if not finite_parameters(module):
-        raise ValueError(f"{_where(name, module)}: expected finite parameters, got NaN or infinity")
     tensors = [*module.parameters(recurse=False), *module.buffers(recurse=False)]
     if any(t.device.type != "cpu" for t in tensors):
         raise ValueError(
             f"{_where(name, module)}: expected parameters on the CPU, whose arithmetic is known,"
             f" got {tensors[0].device}"
         )
+    if not finite_parameters(module):
+        raise ValueError(f"{_where(name, module)}: expected finite parameters, got NaN or infinity")
     try:
         rule: Rule | None = affine_rule(module)
         lipschitz = layer_bound(module, name) if rule is None else rule.lipschitz

@@ -110,13 +110,16 @@ class WeightlessRule:
         if len(z) == 0:
             return
         few = z[:3].nan_to_num()
-        images = []
-        for fill in (1e6, -2e6):
-            # Every sample has a neighbour on its right that differs in the two batches.
-            batch = torch.stack((few, torch.full_like(few, fill)), 1).flatten(0, 1)
-            images.append(self._module(batch))
-        first, second = images
-        if len(first) != 2 * len(few) or not torch.equal(first[::2], second[::2]):
+        # Every sample has a neighbour on its right that differs in the two batches.
+        batches = [
+            torch.stack((few, torch.full_like(few, fill)), 1).flatten(0, 1) for fill in (1e6, -2e6)
+        ]
+        try:
+            first, second = [self._module(batch) for batch in batches]
+            apart = len(first) == 2 * len(few) and torch.equal(first[::2], second[::2])
+        except RuntimeError:  # a batch of this size does not fit
+            apart = False
+        if not apart:
             raise ValueError("expected a layer that acts on each sample by itself")
 
     def arithmetic(self, given: torch.dtype, stored: torch.dtype) -> Arithmetic:
@@ -136,13 +139,17 @@ class WeightlessRule:
         has = self._roundings
         width = math.sqrt(n_out)
         relative = gamma(has.count, a.unit) * self.lipschitz * UP
-        gain = max(1.0, self.lipschitz, has.gain) * (has.count + 1) ** 2 * UP
+        gain = max(1.0, self.lipschitz, has.gain) * UP
         # Comparisons of half-precision numbers run in float32.
         float32_tiny = min(a.tiny, torch.finfo(torch.float32).smallest_normal)
-        flushed = gain * (a.tiny if has.count else float32_tiny) * width
-        reach, reach_slope = size * gain + has.offset, gain
+        # Each of the operations may flush, before a factor of at most count * gain.
+        most = gain * (has.count + 1) ** 2
+        flushed = most * (a.tiny if has.count else float32_tiny) * width
+        # The sum of a window of w entries is at most sqrt(w) times their norm.
+        reach_slope = gain * math.sqrt(has.count + 1)
+        reach = size * reach_slope + has.offset
         if has.squares:
-            flushed += gain * math.sqrt(float32_tiny if has.wide else a.tiny) * width
+            flushed += most * math.sqrt(float32_tiny if has.wide else a.tiny) * width
             if not (has.wide and a.largest < _FLOAT32_ROOT):
                 # (reach + slope d)^2 must not overflow either.
                 root = math.sqrt(a.largest)
