@@ -107,6 +107,8 @@ def torch_nets():
     yield nn.Sequential(nn.Hardtanh(-0.1, 0.7), nn.ConstantPad2d(1, 0.3), nn.ReLU6()), image
     yield nn.Sequential(nn.Hardtanh(0.1, 0.7), nn.Softshrink(0.3), nn.Softsign()), image
     yield nn.Sequential(nn.Flatten(), nn.Dropout(0.5), nn.Linear(144, 7)), image
+    yield nn.Sequential(nn.LeakyReLU(0.1, inplace=True), nn.ReLU(inplace=True)), image
+    yield nn.Sequential(nn.Hardtanh(-1, 1, inplace=True), nn.Dropout(0.5, inplace=True)), image
     yield nn.Linear(8, 6), image  # the last dimension of four
     yield nn.Sequential(nn.PixelUnshuffle(1), nn.ChannelShuffle(2), nn.Identity()), image
     yield nn.Sequential(nn.Linear(144, 144, bias=False), nn.Linear(144, 3)), (2, 144)
@@ -427,6 +429,24 @@ def test_layers_without_a_proof_are_named(name):
         forward_error(net, torch.ones(1, 6))
 
 
+def test_a_compiled_model_is_refused():
+    for pick in (lambda net: net, lambda net: net[0]):
+        net = nn.Sequential(nn.Linear(3, 3), nn.ReLU())
+        pick(net).compile()
+        with pytest.raises(ValueError, match="runs in eager mode"):
+            forward_error(net, torch.ones(2, 3))
+    with pytest.raises(ValueError, match="MaxPool1d: expected a layer whose rounding is known"):
+        forward_error(nn.MaxPool1d(2, return_indices=True), torch.ones(2, 3, 4))
+
+
+def test_layers_without_entries():
+    assert forward_error(nn.Linear(3, 0), torch.ones(2, 3)).at(1.0).tolist() == [0.0, 0.0]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch warns that it initializes nothing
+        nothing = nn.Linear(0, 2)
+    assert_covered(nothing, torch.ones(2, 0))
+
+
 def test_what_lipschitz_bound_refuses_is_refused():
     hooked = nn.Linear(6, 6)
     hooked.register_forward_hook(lambda m, x, y: 2 * y)
@@ -533,6 +553,7 @@ def test_nothing_is_changed():
     x = torch.randn(3, 4)
     kept = x.clone()
     certified_radius(net, x)
+    certified_radius(nn.Sequential(nn.ReLU(inplace=True), net), x)
     assert torch.equal(x, kept)
     for name, value in net.state_dict().items():
         assert torch.equal(value, before[name])

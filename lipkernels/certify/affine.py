@@ -87,7 +87,7 @@ class AffineRule:
         self._n_stored = n_stored  # partial sums of an output that may be stored
         self._rank = rank  # dimensions of the input, where any other means no batch
         groups = getattr(module, "groups", 1)
-        matrices = weight_matrices(self._weight, groups)
+        matrices = weight_matrices(self._weight, groups) if self._weight.numel() else []
         scale = factor * (1 + 2.0**-52)
         self.lipschitz = max((spectral_norm_bound(k) for k in matrices), default=0.0) * scale
         positive = max((spectral_norm_bound(k.abs()) for k in matrices), default=0.0)

@@ -30,9 +30,10 @@ class BatchNormRule:
         self.lipschitz = lipschitz
         self._mean = module.running_mean.detach().double()
         self._var = module.running_var.detach().double()
-        affine = module.weight is not None
-        self._weight = module.weight.detach().double() if affine else torch.ones_like(self._mean)
-        self._bias = module.bias.detach().double() if affine else torch.zeros_like(self._mean)
+        weight, bias = module.weight, module.bias
+        mean = self._mean
+        self._weight = torch.ones_like(mean) if weight is None else weight.detach().double()
+        self._bias = torch.zeros_like(mean) if bias is None else bias.detach().double()
         self._eps = module.eps
         smallest = float((self._var + self._eps).min()) if self._var.numel() else 1.0
         if smallest < _LEAST_VARIANCE:

@@ -75,7 +75,7 @@ class ForwardError:
 
 def _where(name: str, module: nn.Module) -> str:
     kind = type(module).__name__
-    return kind if name == kind else f"layer {name!r} ({kind})"
+    return kind if name in ("", kind) else f"layer {name!r} ({kind})"
 
 
 def _rule(name: str, module: nn.Module, z: Tensor) -> Rule:
@@ -170,8 +170,10 @@ def forward_error(model: nn.Module, inputs: Tensor) -> ForwardError:
     :func:`lipschitz_bound` knows, constrained or plain, on the CPU, in float64, float32, bfloat16
     or float16; call this inside the autocast region in which the model runs. The bound holds for
     every batch size, number of threads and order of summation: see Note [Rounding of a forward
-    pass], and Note [Assumptions on the arithmetic] in arithmetic.py for what it relies on. Weights
-    of constrained layers are taken as forward computes them now.
+    pass], and Note [Assumptions on the arithmetic] in arithmetic.py for what it relies on.
+    Constrained layers compute their weights anew in every forward: certify the export of a network
+    (:func:`lipkernels.vanilla_export`), whose weights stay what they are, if its certificate is to
+    be good for the last digit.
 
     Args:
         model: in evaluation (dropout and batch norm in training are refused).
@@ -196,16 +198,22 @@ def forward_error(model: nn.Module, inputs: Tensor) -> ForwardError:
     state = _State(h.double(), zero, 1.0, zero, 0.0, torch.full_like(zero, math.inf))
     state.limit_by(norms(state.point), 1.0, torch.finfo(h.dtype).max)
     layers: dict[str, float] = {}
+    compiled = [m for m in model.modules() if m._compiled_call_impl is not None]
+    if compiled:
+        raise ValueError(
+            f"{_where('', compiled[0])}: expected a model that runs in eager mode, got one compiled"
+        )
     for name, layer in _layers(model):
         rule = _rule(name, layer, state.point)
         given = h.dtype
-        h = layer(h)
+        h = layer(h.clone())  # it may work in place
         if not isinstance(h, Tensor) or h.dim() == 0 or len(h) != n:
             raise ValueError(f"{_where(name, layer)}: expected one output for each of {n} samples")
         with torch.autocast("cpu", enabled=False):
             exact = rule.exact(state.point)
             added = state.advance(rule, exact, given, h.dtype)
-        layers[name] = max(layers.get(name, 0.0), float(added.max()) if n else 0.0)
+        most = float(added[finite].max()) if bool(finite.any()) else 0.0
+        layers[name] = max(layers.get(name, 0.0), most)
         off = norms(h.double() - exact)
         allowed = (state.constant + state.point_error) * UP + norms(exact) * 2.0**-50
         if bool(((off > allowed) & finite & (state.limit >= 0)).any()):

@@ -72,6 +72,8 @@ ROUNDINGS: dict[Callable[..., Any], Callable[[Any, Tensor], Roundings]] = {}
 
 def _torch_roundings(module: Any) -> Roundings | None:
     kind = type(module)
+    if kind in MAX_POOL and module.return_indices:
+        return None
     if kind in _EXACT:
         return EXACT
     if kind in DROPOUT:
@@ -128,7 +130,7 @@ class WeightlessRule:
 
     def exact(self, z: Tensor) -> Tensor:
         """The module in float64."""
-        return self._module(z)
+        return self._module(z.clone())  # it may work in place
 
     def errors(self, z: Tensor, y: Tensor, arithmetics: list[Arithmetic]) -> list[LayerError]:
         """Around the float64 point ``z``, whose image is ``y``: one for each arithmetic."""

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from lipkernels import certify
 from lipkernels.demo.attack import pgd_l2
 
-CONTROL_FACTORS = (1.05, 1.25, 1.5, 2.0, 4.0)
+CONTROL_FACTORS = (1.01, 1.02, 1.05, 1.25, 1.5, 2.0, 4.0)
 
 
 @dataclass(frozen=True)
