@@ -138,7 +138,9 @@ def certified_radius(
         bound: Lipschitz constant of the network as a map from l2 to l2, > 0: a number or an object
             with ``__float__``. A certificate needs a rigorous upper bound.
         error: bound on the absolute error of every logit, >= 0: the rounding of the forward pass,
-            in the units of the logits. A number, or one per sample, (N,). Default 0.
+            in the units of the logits. A number, or one per sample, (N,). Default 0: in real
+            arithmetic. ``lipkernels.certify.certified_radius(model, inputs)`` needs none: it proves
+            the rounding of the pass that is run.
 
     Returns:
         float64 tensor (N,), without gradient.

@@ -7,3 +7,17 @@ import torch
 @pytest.fixture(autouse=True, scope="session")
 def _one_thread():
     torch.set_num_threads(1)
+
+
+def pytest_addoption(parser):
+    parser.addoption(
+        "--matrices",
+        type=int,
+        default=None,
+        help="how many pathological matrices test_certify_pathological.py draws (default: 5200)",
+    )
+    parser.addoption(
+        "--demo-model",
+        default=None,
+        help="a model.pt that the demo wrote, for test_certify_attack.py to attack",
+    )

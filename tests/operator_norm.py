@@ -63,9 +63,9 @@ def assert_within(matrix: Tensor, k: float, what: object = "") -> None:
 def _integer_gram(matrix: Tensor) -> tuple[list[list[int]], int]:
     """(G, d) with X X^T = G / d^2 exactly, for the smaller side of X."""
     wide = matrix.T if matrix.shape[0] > matrix.shape[1] else matrix
-    rows = [[Fraction(float(x)) for x in row] for row in wide.detach().double().tolist()]
-    denominator = max((x.denominator for row in rows for x in row), default=1)  # powers of two
-    whole = [[x.numerator * (denominator // x.denominator) for x in row] for row in rows]
+    rows = [[x.as_integer_ratio() for x in row] for row in wide.detach().double().tolist()]
+    denominator = max((q for row in rows for _, q in row), default=1)  # powers of two
+    whole = [[p * (denominator // q) for p, q in row] for row in rows]
     gram = [[sum(a * b for a, b in zip(p, q, strict=True)) for q in whole] for p in whole]
     return gram, denominator
 
@@ -73,25 +73,27 @@ def _integer_gram(matrix: Tensor) -> tuple[list[list[int]], int]:
 def is_upper_bound(matrix: Tensor, bound: float) -> bool:
     """Whether sigma_max(matrix) <= bound, decided exactly: b^2 I - X X^T is semidefinite.
 
-    Symmetric elimination in rational numbers; a zero pivot allows no other entry in its row.
+    Symmetric elimination in whole numbers (Bareiss 1968: every division is exact, every pivot has
+    the sign of the rational one); a zero pivot allows no other entry in its row.
     """
     if bound == math.inf:
         return True
     gram, denominator = _integer_gram(matrix)
-    square = Fraction(bound) ** 2 * denominator**2
+    p, q = float(bound).as_integer_ratio()
+    square = (p * denominator) ** 2
     n = len(gram)
-    rest = [[(square if i == j else 0) - Fraction(gram[i][j]) for j in range(n)] for i in range(n)]
+    rest = [[(square if i == j else 0) - q * q * gram[i][j] for j in range(n)] for i in range(n)]
+    previous = 1
     for i in range(n):
-        pivot = rest[i][i]
-        if pivot < 0 or (pivot == 0 and any(rest[i][j] != 0 for j in range(i + 1, n))):
+        row, pivot = rest[i], rest[i][i]
+        if pivot < 0 or (pivot == 0 and any(row[j] != 0 for j in range(i + 1, n))):
             return False
         if pivot == 0:
             continue
         for a in range(i + 1, n):
-            ratio = rest[a][i] / pivot
             for b in range(a, n):
-                rest[a][b] -= ratio * rest[i][b]
-                rest[b][a] = rest[a][b]
+                rest[a][b] = (rest[a][b] * pivot - row[a] * row[b]) // previous
+        previous = pivot
     return True
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from lipkernels import certify
-from lipkernels.certify import lipschitz_bound
+from lipkernels.certify import certified_radius, lipschitz_bound
 from lipkernels.demo import data, measure, nets
 from lipkernels.demo.__main__ import main
 from lipkernels.demo.attack import pgd_l2
@@ -109,8 +109,8 @@ def test_table(tmp_path, capsys):
 
 
 def test_exit_status_is_1_when_a_certified_sample_breaks(monkeypatch, tmp_path, capsys):
-    """A bound that claims half of the true one doubles every radius: the audit must notice."""
-    monkeypatch.setattr(certify, "lipschitz_bound", lambda net: 0.5 * float(lipschitz_bound(net)))
+    """A certificate that doubles every radius: the audit must notice."""
+    monkeypatch.setattr(certify, "certified_radius", lambda net, x: 2 * certified_radius(net, x))
     assert main(["--quick", "--epochs", "5", "--json", "--out", str(tmp_path)]) == 1
     audit = json.loads(capsys.readouterr().out)["audit"]
     assert audit["broken"] > audit["attacked"] / 2
@@ -311,6 +311,17 @@ def test_audit_of_nothing(linear):
     net, images, _, distance = linear
     audit = measure.audit(net, images, torch.zeros_like(distance), seed=0)
     assert (audit.attacked, audit.broken, audit.furthest, audit.control) == (0, 0, 0, 0)
+
+
+def test_radii_allow_for_a_proved_rounding_error(linear):
+    net, images, labels, distance = linear
+    radius = measure.certify_images(net, images)
+    allowance = measure.rounding_allowance(net, images, 1.0)
+    assert measure.rounding_error(net, images) < allowance < 1e-4
+    # The rows are orthonormal in exact arithmetic: nothing but rounding separates the two.
+    assert (radius <= distance * (1 + 1e-6)).all()
+    assert (radius >= distance - 1e-4).all()
+    assert (radius > 0).all() and len(labels) == len(radius)
 
 
 def test_rounding_error_is_measured_against_float64(linear):

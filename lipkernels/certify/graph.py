@@ -12,7 +12,7 @@ import operator
 from typing import Any
 
 import torch
-from torch import fx
+from torch import Tensor, fx
 
 from lipkernels.certify.window import operator_factor
 
@@ -142,3 +142,34 @@ def _function_constant(node: Any, constants: dict[Any, float]) -> float:
     pattern = {operator.mul: _global_average, torch.sqrt: _norm_pool}.get(target)
     match = pattern(node) if pattern else None
     return math.inf if match is None else constants[match[0]] * match[1]
+
+
+def graph_roundings(module: fx.GraphModule, x: Tensor) -> tuple[int, float, bool]:
+    """(count, gain, squares) of a traced function that :func:`graph_constant` has a rule for.
+
+    ``count`` is a bound of how many roundings in a row an output goes through, for inputs of the
+    shape of ``x`` (N, ..); ``gain`` of what the factors on the way multiply to; ``squares`` says
+    whether the input is squared.
+    """
+    count, gain, squares = 0, 1.0, False
+    n = max(1, x[:1].numel())
+    node: Any
+    for node in module.graph.nodes:
+        if node.op == "call_method" and node.target == "mean":
+            count += n + 4
+        elif node.op != "call_function":
+            continue
+        elif node.target is operator.mul:
+            factor = node.args[1]
+            # Not a number: the root of the number of pixels, in a global average.
+            count += 3
+            gain *= max(1.0, abs(factor) if isinstance(factor, (int, float)) else math.sqrt(n))
+        elif node.target is torch.nn.functional.avg_pool2d:
+            window = math.prod(node.args[1])
+            count += window + 3
+            gain *= max(1.0, window / abs(node.kwargs["divisor_override"]))
+        elif node.target in (torch.square, torch.sqrt):
+            count, squares = count + 1, True
+        elif node.target is torch.linalg.vector_norm:
+            count, squares = count + n + 6, True
+    return count, gain, squares

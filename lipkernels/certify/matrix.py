@@ -82,6 +82,20 @@ def _shifted(s: Tensor) -> float:
     return (abs(c) + norm * (1 + 2 * _U)) * (1 + 2 * _U)
 
 
+def _flushed(matrix: Tensor) -> float:
+    """Bound of the norm of the entries that this processor takes for zeros: subnormal ones.
+
+    ``torch.set_flush_denormal(True)`` hides them from the computation here; the network may run in
+    another thread or process, where they count.
+    """
+    smallest = torch.tensor(2.0**-1074, dtype=torch.float64)
+    if float(smallest * 2) > 0.0:
+        return 0.0
+    # float16's subnormal numbers are normal ones of the processor, in float32.
+    least = min(torch.finfo(kind).smallest_normal for kind in (matrix.dtype, torch.float32))
+    return math.sqrt(matrix.numel()) * least * (1 + 4 * _U)
+
+
 def spectral_norm_bound(matrix: Tensor) -> float:
     """Upper bound of the largest singular value of ``matrix`` (rows, cols), as stored.
 
@@ -101,8 +115,9 @@ def spectral_norm_bound(matrix: Tensor) -> float:
     if not bool(torch.isfinite(x).all()):
         return math.inf
     largest = float(x.abs().max())
+    flushed = _flushed(matrix)
     if largest == 0.0:
-        return 0.0
+        return flushed
     # Exact scaling to max |x| in [1/2, 1); two steps, since 2^1074 is no float64. Entries that
     # underflow are below 2^-1074 of the largest, which _TINY covers.
     exponent = math.frexp(largest)[1]
@@ -115,6 +130,7 @@ def spectral_norm_bound(matrix: Tensor) -> float:
     bound = math.sqrt(_bound_by_squaring(gram) + rounding) * (1 + 8 * _U)
     try:
         # The one inexact step for a subnormal result.
-        return math.nextafter(math.ldexp(bound, exponent), math.inf)
+        result = math.nextafter(math.ldexp(bound, exponent), math.inf)
+        return result if flushed == 0.0 else (result + flushed) * (1 + 2 * _U)
     except OverflowError:
         return math.inf

@@ -34,20 +34,20 @@ _ONE_LIPSCHITZ = (
     nn.ConstantPad2d,
     nn.ConstantPad3d,
 )
-_CONV = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
-_CONV_TRANSPOSE = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
-_AVG_POOL = (nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d)
-_MAX_POOL = (nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d)
-_DROPOUT = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)
-_BATCH_NORM = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+CONV = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+CONV_TRANSPOSE = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+AVG_POOL = (nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d)
+MAX_POOL = (nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d)
+DROPOUT = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)
+BATCH_NORM = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
 # Forward functions (and the `_conv_forward` that some of them call) that are known to apply
 # ``weight`` as the class that they come from does. A subclass with one of its own has no rule.
 LAYER_FORWARDS: set[Any] = {
-    cls.forward for cls in (nn.Linear, nn.PReLU, *_CONV, *_CONV_TRANSPOSE, *_BATCH_NORM)
-} | {cls._conv_forward for cls in _CONV}
+    cls.forward for cls in (nn.Linear, nn.PReLU, *CONV, *CONV_TRANSPOSE, *BATCH_NORM)
+} | {cls._conv_forward for cls in CONV}
 # These accept inputs of any size, whatever an attribute ``input_size`` says.
-_CONV_OF_ANY_SIZE = {cls._conv_forward for cls in _CONV}
+_CONV_OF_ANY_SIZE = {cls._conv_forward for cls in CONV}
 
 # softplus turns into x beyond its threshold; from here on the step is below float32's resolution.
 _SMOOTH_SOFTPLUS = 20.0
@@ -73,12 +73,12 @@ def constant_without_weights(module: Any) -> float | None:
         return 0.25
     if kind is nn.Softplus:
         return 1.0 if module.threshold >= _SMOOTH_SOFTPLUS else None
-    if kind in _DROPOUT:
+    if kind in DROPOUT:
         # Survivors are multiplied by 1 / (1 - p) in training.
         return 1.0 if not module.training else _inverse(1.0 - module.p)
-    if kind in _AVG_POOL:
+    if kind in AVG_POOL:
         return _average_pool(module)
-    if kind in _MAX_POOL:
+    if kind in MAX_POOL:
         return _max_pool(module)
     return None
 
@@ -91,18 +91,21 @@ def _at_least_one(slope: float) -> float:
     return math.inf if math.isnan(slope) else max(1.0, abs(slope))
 
 
-def _tuple(value: int | tuple[int, ...], n: int) -> tuple[int, ...]:
+def as_tuple(value: int | tuple[int, ...], n: int) -> tuple[int, ...]:
+    """One setting for each of ``n`` dimensions."""
     return (value,) * n if isinstance(value, int) else tuple(value)
 
 
-def _n_dims(module: nn.Module, classes: tuple[type[nn.Module], ...]) -> int:
-    return next(i for i, cls in enumerate(classes, start=1) if isinstance(module, cls))
+def pool_dimensions(pool: nn.Module) -> int:
+    """Of the windows of an average or max pool: 1, 2 or 3."""
+    classes = zip((1, 2, 3), AVG_POOL, MAX_POOL, strict=True)
+    return next(n for n, average, largest in classes if isinstance(pool, (average, largest)))
 
 
 def _average_pool(module: Any) -> float | None:
-    n = _n_dims(module, _AVG_POOL)
-    kernel, stride = _tuple(module.kernel_size, n), _tuple(module.stride, n)
-    padding = _tuple(module.padding, n)
+    n = pool_dimensions(module)
+    kernel, stride = as_tuple(module.kernel_size, n), as_tuple(module.stride, n)
+    padding = as_tuple(module.padding, n)
     window = math.prod(kernel)
     override = getattr(module, "divisor_override", None)
     # Border windows have a divisor of their own, as small as one.
@@ -115,13 +118,14 @@ def _average_pool(module: Any) -> float | None:
 
 def _max_pool(module: Any) -> float | None:
     # |max x - max y| <= max over the window of |x - y|: each window picks one pixel's change.
-    n = _n_dims(module, _MAX_POOL)
-    kernel, stride = _tuple(module.kernel_size, n), _tuple(module.stride, n)
-    dilation = _tuple(module.dilation, n)
+    n = pool_dimensions(module)
+    kernel, stride = as_tuple(module.kernel_size, n), as_tuple(module.stride, n)
+    dilation = as_tuple(module.dilation, n)
     return operator_factor(kernel, stride, [(0, 0)] * n, dilation, "zeros")
 
 
-def _matrices(weight: Tensor, groups: int) -> list[Tensor]:
+def weight_matrices(weight: Tensor, groups: int) -> list[Tensor]:
+    """(rows, cols) of each group."""
     return list(weight.detach().reshape(groups, weight.shape[0] // groups, -1))
 
 
@@ -134,17 +138,18 @@ def constant_with_weights(module: Any) -> float | None:
     if has_own_forward(module) or type(module).forward not in LAYER_FORWARDS:
         return None
     if isinstance(module, nn.Linear):
-        return spectral_norm_bound(_as_forward_casts(module.weight))
-    if isinstance(module, (*_CONV, *_CONV_TRANSPOSE)):
+        return spectral_norm_bound(as_forward_casts(module.weight))
+    if isinstance(module, (*CONV, *CONV_TRANSPOSE)):
         return _convolution(module)
     if isinstance(module, nn.PReLU):
         return max(1.0, float(module.weight.detach().abs().max()))
-    if isinstance(module, _BATCH_NORM) and not module.training:
+    if isinstance(module, BATCH_NORM) and not module.training:
         return _batch_norm(module)
     return None
 
 
-def _as_forward_casts(weight: Tensor) -> Tensor:
+def as_forward_casts(weight: Tensor) -> Tensor:
+    """``weight`` in the format that forward multiplies by: autocast's, or its own."""
     kind = weight.device.type
     if weight.dtype == torch.float64 or not torch.amp.is_autocast_available(kind):
         return weight
@@ -152,11 +157,24 @@ def _as_forward_casts(weight: Tensor) -> Tensor:
 
 
 def _convolution(module: Any) -> float | None:
-    weight = _as_forward_casts(module.weight)
-    kernel = tuple(weight.shape[2:])  # what counts in forward; `kernel_size` is only a record of it
+    weight = as_forward_casts(module.weight)
+    factor = convolution_factor(module, tuple(weight.shape[2:]))
+    if factor is None:
+        return None
+    norm = max(
+        (spectral_norm_bound(k) for k in weight_matrices(weight, module.groups)), default=0.0
+    )
+    return norm * factor * (1 + 2.0**-52)
+
+
+def convolution_factor(module: Any, kernel: tuple[int, ...]) -> float | None:
+    """How much larger than its matrix's norm a convolution's can be; None if it has no rule.
+
+    ``kernel`` is that of the weight, which counts in forward; ``kernel_size`` is a record of it.
+    """
     n = len(kernel)
-    stride, dilation = _tuple(module.stride, n), _tuple(module.dilation, n)
-    if isinstance(module, _CONV):
+    stride, dilation = as_tuple(module.stride, n), as_tuple(module.dilation, n)
+    if isinstance(module, CONV):
         conv_forward = type(module)._conv_forward
         if conv_forward not in LAYER_FORWARDS or "_conv_forward" in vars(module):
             return None
@@ -164,9 +182,7 @@ def _convolution(module: Any) -> float | None:
         size: Any = None if conv_forward in _CONV_OF_ANY_SIZE else module.input_size
     else:
         pads, mode, size = ((0, 0),) * n, "zeros", None
-    factor = operator_factor(kernel, stride, pads, dilation, mode, size)
-    norm = max((spectral_norm_bound(k) for k in _matrices(weight, module.groups)), default=0.0)
-    return norm * factor * (1 + 2.0**-52)
+    return operator_factor(kernel, stride, pads, dilation, mode, size)
 
 
 def conv_padding(module: Any) -> tuple[tuple[int, int], ...]:
@@ -179,7 +195,7 @@ def conv_padding(module: Any) -> tuple[tuple[int, int], ...]:
     if module.padding == "same":
         totals = [d * (k - 1) for d, k in zip(module.dilation, module.kernel_size, strict=True)]
         return tuple((total // 2, total - total // 2) for total in totals)
-    return tuple((p, p) for p in _tuple(module.padding, len(module.kernel_size)))
+    return tuple((p, p) for p in as_tuple(module.padding, len(module.kernel_size)))
 
 
 def _batch_norm(module: Any) -> float | None:

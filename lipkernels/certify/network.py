@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 from torch import fx, nn
@@ -45,8 +45,8 @@ def lipschitz_bound(model: nn.Module) -> LipschitzBound:
 
     The weights are taken as stored (or, in a constrained layer, as forward uses them now) and
     bounded in float64 by :func:`spectral_norm_bound`; nothing is believed that a file or an
-    iterative kernel says. What the forward pass itself rounds is not part of it: see ``error`` in
-    :func:`lipkernels.metrics.certified_radius`.
+    iterative kernel says. What the forward pass itself rounds is not part of it: see
+    :func:`lipkernels.certify.certified_radius`, which counts it.
 
     ``model``: a layer, or (nested) ``Sequential`` containers of layers, constrained or plain. A
     module that defines ``certified_lipschitz_constant()`` (a float) is taken at its word: for your
@@ -65,18 +65,23 @@ def lipschitz_bound(model: nn.Module) -> LipschitzBound:
 
 
 def _walk(module: nn.Module, name: str, layers: dict[str, float]) -> float:
+    value = 1.0
+    for leaf_name, leaf in leaves(module, name):
+        bound = layers[leaf_name or type(leaf).__name__] = layer_bound(leaf, leaf_name)
+        value = value * bound if leaf is module else math.nextafter(value * bound, math.inf)
+    return math.inf if math.isnan(value) else value
+
+
+def leaves(module: nn.Module, name: str) -> Iterator[tuple[str, nn.Module]]:
+    """(name, layer) in the order of forward, a layer used twice twice; TypeError for hooks."""
     _refuse_tampering(module, name)
-    if type(module).forward in CHAIN_FORWARDS:
-        value = 1.0
-        # Not named_children(): it passes over the second use of a layer.
-        for child_name, child in module._modules.items():
-            if child is not None:
-                value *= _walk(child, f"{name}.{child_name}" if name else child_name, layers)
-                value = math.nextafter(value, math.inf)
-        return math.inf if math.isnan(value) else value
-    bound = _layer_bound(module, name)
-    layers[name or type(module).__name__] = bound
-    return bound
+    if type(module).forward not in CHAIN_FORWARDS:
+        yield name, module
+        return
+    # Not named_children(): it passes over the second use of a layer.
+    for child_name, child in module._modules.items():
+        if child is not None:
+            yield from leaves(child, f"{name}.{child_name}" if name else child_name)
 
 
 def _refuse_tampering(module: nn.Module, name: str) -> None:
@@ -92,7 +97,8 @@ def _refuse_tampering(module: nn.Module, name: str) -> None:
         raise TypeError(_no_rule(module, name, "it has forward hooks, which may change its output"))
 
 
-def _layer_bound(module: nn.Module, name: str) -> float:
+def layer_bound(module: nn.Module, name: str) -> float:
+    """Upper bound of a layer's constant: inf for NaN or infinity; TypeError without a rule."""
     if not finite_parameters(module):
         return math.inf
     try:

@@ -46,8 +46,8 @@ def format_checks(result: dict[str, Any]) -> str:
         "          (at {:g} times the radius the same attack breaks {}%)".format(
             audit["control_factor"], _percent(audit["control"])
         ),
-        "Rounding  radii allow for logits {:.0e} off: {:g} times the measured, no proof".format(
-            net["rounding_error_allowed"], net["rounding_error_allowed_factor"]
+        "Rounding  proved: logits within {:.1g} of the exact ones (measured: {:.0e})".format(
+            net["rounding_error_proved"], net["rounding_error_measured"]
         ),
         f"Reloaded  {files['model']}: {reloaded}, logits within {drift:.1g}",
         f"Written   {files['plot']}, {files['result']}",

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from lipkernels import functional as F
+from lipkernels.certify import EXACT, ROUNDINGS, SCALED, Roundings
 from lipkernels.nn import plain
 from lipkernels.nn.module import LipschitzFunction
 from lipkernels.reference import activation as reference
@@ -224,3 +225,19 @@ class LPReLU(LipschitzFunction):
 
     def extra_repr(self) -> str:
         return f"num_parameters={self.num_parameters}, k_coef_lip={self.k_coef_lip:g}"
+
+
+def _scaling(module: LipschitzFunction, x: Tensor) -> Roundings:
+    """Roundings of a map that is exact but for the product with k."""
+    return EXACT if module.k_coef_lip == 1.0 else Roundings(SCALED)
+
+
+def _slope(module: LipschitzFunction, x: Tensor) -> Roundings:
+    return Roundings(2 * SCALED)  # the slope is converted to the input's dtype
+
+
+# HouseHolder has none: nobody states how accurate sines and cosines are.
+ROUNDINGS.update(
+    {GroupSort.forward: _scaling, MaxMin.forward: _scaling, Abs.forward: _scaling}
+    | {LPReLU.forward: _slope}
+)

@@ -20,6 +20,7 @@ import math
 import torch
 from torch import Tensor, nn
 
+from lipkernels.certify import largest_norm, shrunk
 from lipkernels.constraints import Constraint, forward_dtype
 from lipkernels.functional import fingerprint, initial_vector
 from lipkernels.nn.module import LipschitzModule
@@ -33,6 +34,7 @@ def _version(tensor: Tensor) -> int:
 class ConstrainedWeight(LipschitzModule):
     """Comes before a torch.nn layer class in the bases of a constrained layer."""
 
+    has_strict_mode = True
     constraint: Constraint
     check: bool
     u: Tensor
@@ -198,23 +200,45 @@ class ConstrainedWeight(LipschitzModule):
                 nn.init.uniform_(bias, -bound, bound)
 
     # ------------------------------------------------------------------ condense and export
-    def condense(self) -> None:
+    def strict_weight(self, weight: Tensor, factor: float) -> Tensor:
+        """``weight``, scaled down as little as makes its certified norm at most k over ``factor``.
+
+        Each group by itself; see :func:`lipkernels.certify.shrunk`. A copy.
+        """
+        matrix = self.matrix(weight)
+        limit = largest_norm(self.k_coef_lip, factor)
+        blocks = [shrunk(block, limit) for block in matrix.reshape(-1, *matrix.shape[-2:])]
+        return torch.stack(blocks).reshape(weight.shape) if blocks else weight.clone()
+
+    def _factor_of(self, plain: nn.Module) -> float:
+        """:meth:`operator_factor`, or what a certificate counts for the exported layer if more."""
+        return self.operator_factor()
+
+    def condense(self, strict: bool = False) -> None:
         r"""Write the constrained weight over the raw one, in place, outside autograd.
 
         The constraints are projections, so a second call changes nothing beyond rounding, and nor
         does the layer's output change. (A Bjorck iteration named with few steps is no projection:
         each call takes the weight closer to its polar factor.)
+
+        ``strict``: scale it such that the certified norm of what is stored is at most k, see
+        :meth:`strict_weight`. (``weight`` is computed anew from that, and may be an ulp off.)
         """
         self.release()
         with torch.no_grad(), torch.autocast(self.raw_weight.device.type, enabled=False):
-            self.raw_weight.copy_(self.weight)
+            weight = self.weight.detach()
+            if strict:
+                weight = self.strict_weight(weight, self.operator_factor())
+            self.raw_weight.copy_(weight)
 
-    def _export_into(self, plain: nn.Module) -> nn.Module:
+    def _export_into(self, plain: nn.Module, strict: bool) -> nn.Module:
         """Copy the constrained weight and the bias into ``plain``, sharing no storage."""
         self.release()
         raw, bias = self.raw_weight, self._parameters.get("bias")
         with torch.no_grad(), torch.autocast(raw.device.type, enabled=False):
             weight = self.weight.detach().clone()
+            if strict:
+                weight = self.strict_weight(weight, self._factor_of(plain))
             plain.weight = nn.Parameter(weight, requires_grad=raw.requires_grad)
             if bias is not None:
                 plain.bias = nn.Parameter(bias.detach().clone(), requires_grad=bias.requires_grad)

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from lipkernels.certify import CHAIN_FORWARDS, constant_without_weights
 from lipkernels.nn.constrained import ConstrainedWeight
-from lipkernels.nn.exporting import exported_module
+from lipkernels.nn.exporting import condense_module, exported_module
 from lipkernels.nn.module import LipschitzModule
 
 _SLACK = 1e-9  # float64 rounding of a product of constants
@@ -70,6 +70,8 @@ class Sequential(LipschitzModule, nn.Sequential):
     1.0
     """
 
+    has_strict_mode = True
+
     def __init__(self, *args: Any, k_coef_lip: float = 1.0) -> None:
         nn.Sequential.__init__(self, *args)
         self.k_coef_lip = k_coef_lip
@@ -128,18 +130,20 @@ class Sequential(LipschitzModule, nn.Sequential):
         part._k_coef_lip = part.layers_constant()
         return part
 
-    def condense(self) -> None:
-        """Condense every layer, in place."""
+    def condense(self, strict: bool = False) -> None:
+        """Condense every layer, in place; ``strict`` as in the layers."""
         for layer in dict.fromkeys(layer for _, layer in _leaves(self)):
             if isinstance(layer, LipschitzModule):
-                layer.condense()
+                condense_module(layer, strict)
 
-    def vanilla_export(self) -> nn.Sequential:
-        """A plain :class:`torch.nn.Sequential` of the layers' exports."""
+    def vanilla_export(self, strict: bool = False) -> nn.Sequential:
+        """A plain :class:`torch.nn.Sequential` of the layers' exports, ``strict`` or not."""
         exported: dict[nn.Module, nn.Module] = {}
         plain = nn.Sequential().train(self.training)
         for name, child in self._modules.items():
-            plain.add_module(name, None if child is None else exported_module(child, exported))
+            plain.add_module(
+                name, None if child is None else exported_module(child, exported, strict)
+            )
         return plain
 
     def extra_repr(self) -> str:

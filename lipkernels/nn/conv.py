@@ -70,8 +70,12 @@ class _ConstrainedConv(ConstrainedConvNd):
         conv = {1: nn.functional.conv1d, 2: nn.functional.conv2d, 3: nn.functional.conv3d}[n]
         return conv(padded, weight, bias, self.stride, 0, self.dilation, self.groups)
 
-    def vanilla_export(self) -> nn.Module:
-        """A plain torch.nn convolution; symmetric padding becomes a graph before it."""
+    def vanilla_export(self, strict: bool = False) -> nn.Module:
+        """A plain torch.nn convolution; symmetric padding becomes a graph before it.
+
+        ``strict``: such that ``lipschitz_bound`` of the convolution is at most the promised
+        constant, for images of any size.
+        """
         symmetric = self.padding_mode == "symmetric"
         layer = _PLAIN_CONV[self._n_dims()](
             self.in_channels,
@@ -88,7 +92,7 @@ class _ConstrainedConv(ConstrainedConvNd):
         if not symmetric:
             # What forward pads by, and the factor counted: torch reads self.padding only once.
             layer._reversed_padding_repeated_twice = list(self._reversed_padding_repeated_twice)
-        self._export_into(layer)
+        self._export_into(layer, strict)
         if not symmetric:
             return layer
         pad = plain.symmetric_padding(self._padding_pairs(), self.training)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.modules.utils import _ntuple  # torch.nn's own argument rule
 
-from lipkernels.certify import operator_factor
+from lipkernels.certify import convolution_factor, operator_factor
 from lipkernels.nn.checks import check_channels, check_dtype
 from lipkernels.nn.constrained import ConstrainedWeight
 
@@ -56,3 +56,8 @@ class ConstrainedConvNd(ConstrainedWeight):
             # 0: the taps meet nothing but padding, every weight gives the zero map.
             self._factor = (geometry, operator_factor(*geometry) or 1.0)
         return self._factor[1]
+
+    def _factor_of(self, plain: nn.Module) -> float:
+        # The plain layer accepts images of any size, whatever `input_size` was promised here.
+        certified = convolution_factor(plain, tuple(self.raw_weight.shape[2:]))
+        return max(self.operator_factor(), certified or 0.0)

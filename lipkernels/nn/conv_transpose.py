@@ -73,8 +73,11 @@ class _SpectralConvTranspose(ConstrainedConvNd):
         # Padding crops the output of a transposed convolution, which can only lower the norm.
         return ((0, 0),) * len(self.kernel_size)
 
-    def vanilla_export(self) -> nn.Module:
-        """A plain :mod:`torch.nn` transposed convolution with the constrained weight."""
+    def vanilla_export(self, strict: bool = False) -> nn.Module:
+        """A plain :mod:`torch.nn` transposed convolution with the constrained weight.
+
+        ``strict``: such that ``lipschitz_bound`` of the result is at most the promised constant.
+        """
         layer = self._plain_class()(
             self.in_channels,
             self.out_channels,
@@ -88,7 +91,7 @@ class _SpectralConvTranspose(ConstrainedConvNd):
             self.padding_mode,
             device="meta",
         )
-        return self._export_into(layer)
+        return self._export_into(layer, strict)
 
 
 class SpectralConvTranspose1d(_SpectralConvTranspose, nn.ConvTranspose1d):

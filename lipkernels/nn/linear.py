@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from lipkernels import constraints
-from lipkernels.certify import LAYER_FORWARDS
+from lipkernels.certify import LAYER_FORWARDS, shrunk
 from lipkernels.nn.checks import check_channels, check_dtype
 from lipkernels.nn.constrained import ConstrainedWeight
 
@@ -19,12 +19,15 @@ class _ConstrainedLinear(ConstrainedWeight, nn.Linear):
         check_dtype(input, self.raw_weight.dtype)
         return nn.functional.linear(input, self.weight, self.bias)
 
-    def vanilla_export(self) -> nn.Linear:
-        """A plain :class:`torch.nn.Linear` with the constrained weight."""
+    def vanilla_export(self, strict: bool = False) -> nn.Linear:
+        """A plain :class:`torch.nn.Linear` with the constrained weight.
+
+        ``strict``: such that ``lipschitz_bound`` of the result is at most the promised constant.
+        """
         plain = nn.Linear(
             self.in_features, self.out_features, bias=self.bias is not None, device="meta"
         )
-        self._export_into(plain)
+        self._export_into(plain, strict)
         return plain
 
 
@@ -113,6 +116,14 @@ class FrobeniusLinear(_ConstrainedLinear):
     def lipschitz_constant(self) -> float:
         """``k_coef_lip``, times sqrt(out_features) with disjoint neurons."""
         return self.k_coef_lip * (math.sqrt(self.out_features) if self.disjoint_neurons else 1.0)
+
+    def strict_weight(self, weight: Tensor, factor: float) -> Tensor:
+        """As in the other layers; with disjoint neurons each row first, then the whole."""
+        if not self.disjoint_neurons:
+            return super().strict_weight(weight, factor)
+        rows = [shrunk(row.unsqueeze(0), self.k_coef_lip) for row in weight]
+        matrix = torch.cat(rows) if rows else weight.clone()
+        return shrunk(matrix, self.lipschitz_constant)
 
 
 LAYER_FORWARDS.add(_ConstrainedLinear.forward)

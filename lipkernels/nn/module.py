@@ -17,6 +17,8 @@ class LipschitzModule(nn.Module):
     """
 
     _k_coef_lip = 1.0
+    # Whether condense() and vanilla_export() take `strict`: where there are weights.
+    has_strict_mode = False
 
     @property
     def k_coef_lip(self) -> float:

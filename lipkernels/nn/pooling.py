@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from lipkernels import functional as F
-from lipkernels.certify.window import operator_factor
+from lipkernels.certify import ROUNDINGS, SCALED, Roundings, operator_factor
 from lipkernels.nn import plain
 from lipkernels.nn.module import LipschitzFunction
 from lipkernels.reference import pooling as reference
@@ -284,3 +284,32 @@ class ScaledAdaptiveL2NormPool2d(_GlobalPool2d):
 
 
 ScaledAdaptativeL2NormPool2d = ScaledAdaptiveL2NormPool2d  # deel-torchlip's spelling
+
+
+def _mean_roundings(module: ScaledAvgPool2d, x: Tensor) -> Roundings:
+    """A sum over the window, a division, the product with the scale."""
+    return Roundings(math.prod(module._window()[0]) + SCALED + 3)
+
+
+def _norm_roundings(module: ScaledL2NormPool2d, x: Tensor) -> Roundings:
+    """Squares, their sum and its root in float32 at least, then the scale."""
+    return Roundings(math.prod(module._window()[0]) + SCALED + 5, squares=True, wide=True)
+
+
+def _global_mean_roundings(module: ScaledAdaptiveAvgPool2d, x: Tensor) -> Roundings:
+    return Roundings(math.prod(x.shape[-2:]) + SCALED + 3)
+
+
+def _global_norm_roundings(module: ScaledAdaptiveL2NormPool2d, x: Tensor) -> Roundings:
+    count = math.prod(x.shape[-2:]) + SCALED + 5
+    return Roundings(count, squares=True, wide=True)
+
+
+ROUNDINGS.update(
+    {
+        ScaledAvgPool2d.forward: _mean_roundings,
+        ScaledL2NormPool2d.forward: _norm_roundings,
+        ScaledAdaptiveAvgPool2d.forward: _global_mean_roundings,
+        ScaledAdaptiveL2NormPool2d.forward: _global_norm_roundings,
+    }
+)

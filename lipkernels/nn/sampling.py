@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from lipkernels import functional as F
+from lipkernels.certify import EXACT, ROUNDINGS, SCALED, Roundings
 from lipkernels.nn import plain
 from lipkernels.nn.module import LipschitzFunction
 from lipkernels.reference import sampling as reference
@@ -118,3 +119,11 @@ class InvertibleUpSampling(_InvertibleSampling):
                 lambda x: reference.depth_to_space(x, ph, pw, mode, last), self.training
             )
         return plain.scaled(module, self.k_coef_lip)
+
+
+def _scaling(module: _InvertibleSampling, x: Tensor) -> Roundings:
+    """Roundings of a permutation times k."""
+    return EXACT if module.k_coef_lip == 1.0 else Roundings(SCALED)
+
+
+ROUNDINGS.update({InvertibleDownSampling.forward: _scaling, InvertibleUpSampling.forward: _scaling})
