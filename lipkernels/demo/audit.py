@@ -100,7 +100,7 @@ def at_own_radius(
     with torch.no_grad():
         predicted = net(images).argmax(1)
     reach, controls = [], []
-    for index in neighbours(radius, preset.groups, preset.group_size, seed):
+    for index in neighbours(radius, preset.audit_groups, preset.audit_group_size, seed):
         x, y, r = images[index], predicted[index], radius[index].double()
         closest[index] = _attack(net, x, y, r.min().item(), seed, preset.autoattack)
         reach += (r.min() / r).tolist()

@@ -11,9 +11,9 @@ from lipkernels.demo.autoattack import Budget
 
 @dataclass(frozen=True)
 class Preset:
-    """Training, the l2 radii (pixels in [0, 1]) of the table, the plot and the example, and the
-    budget of --audit: AutoAttack's, and the `groups` of images of similar certified radius, each of
-    `group_size`, that it attacks at that radius."""
+    """Training, the l2 radii (pixels in [0, 1]) of the table, the plot and the example, and what
+    --audit spends: AutoAttack's budget, and how many groups, of how many images with neighbouring
+    certified radii, it attacks at these."""
 
     epochs: int
     shift: int
@@ -26,8 +26,8 @@ class Preset:
     peak: float = 1e-2
     twin_peak: float = 4e-3
     autoattack: Budget = Budget()  # noqa: RUF009 (frozen)
-    groups: int = 10
-    group_size: int = 20
+    audit_groups: int = 10
+    audit_group_size: int = 20
 
 
 FULL = Preset(
@@ -52,6 +52,6 @@ QUICK = Preset(
     example_radii=(0.0, 0.25, 0.5, 0.75, 1.0),
     headline_radius=0.5,
     autoattack=Budget(targets=2, queries=100),
-    groups=4,
-    group_size=10,
+    audit_groups=2,
+    audit_group_size=20,
 )
