@@ -70,6 +70,7 @@ def test_the_result_says_what_the_attack_was(audited):
     assert found["package"] == f"pyautoattack {pyautoattack.__version__}"
     assert found["attacks"] == ["apgd-ce", "apgd-t", "fab-t", "square"]
     assert (found["norm"], found["clipped_to_0_1"], found["seed"]) == ("L2", False, 0)
+    assert (found["radii"], found["images"]) == ([0.125, 0.25, 0.5, 0.75], 359)
     assert found["budget"] == {"targets": 2, "queries": 100}
     assert found["seconds"] > 0
 
@@ -150,17 +151,20 @@ def test_points_stay_in_the_ball_and_may_leave_the_box(linear):
     assert points.min() < 0 and points.max() > 1
 
 
-def test_the_box_protects_nobody():
-    """Class 0 is left at one black pixel's expense only: the attack must turn it negative."""
+@pytest.mark.parametrize("threshold", [0.1, 1.0])
+def test_the_box_protects_nobody(threshold):
+    """The class changes where one black pixel falls below -threshold, and nowhere else."""
     net = nn.Sequential(nn.Flatten(), nn.Linear(36, 4))
     with torch.no_grad():
         net[1].weight.zero_()
-        net[1].bias.copy_(torch.tensor([0.1, 0.0, -1.0, -2.0]))
-        net[1].weight[1, 7] = -1.0  # class 1 wins below -0.1
+        net[1].weight[1, 7] = -1.0
+        net[1].bias.copy_(torch.tensor([threshold, 0.0, -1.0, -2.0]))
     images = torch.zeros(3, 1, 6, 6)
     labels = torch.zeros(3, dtype=torch.long)
-    assert (autoattack_l2(net, images, labels, 0.11, budget=SMALL).flatten(1)[:, 7] < -0.1).all()
-    assert torch.equal(autoattack_l2(net, images, labels, 0.09, budget=SMALL), images)
+    beyond = autoattack_l2(net, images, labels, 1.1 * threshold, budget=SMALL)
+    assert (beyond.flatten(1)[:, 7] < -threshold).all()
+    short = autoattack_l2(net, images, labels, 0.9 * threshold, budget=SMALL)
+    assert torch.equal(short, images)
 
 
 def test_it_leaves_the_network_the_generators_and_the_tracer_alone(linear):
@@ -190,8 +194,9 @@ def test_it_leaves_the_network_the_generators_and_the_tracer_alone(linear):
 def test_what_it_cannot_attack_is_refused(linear):
     net, images, labels, _ = linear
     assert autoattack_l2(net, images[:0], labels[:0], 0.1).shape == (0, 1, 6, 6)
-    with pytest.raises(ValueError, match="eps must be positive, got 0"):
-        autoattack_l2(net, images, labels, 0)
+    for eps in (0, -1.0, float("nan"), float("inf")):
+        with pytest.raises(ValueError, match=f"eps must be positive and finite, got {eps}"):
+            autoattack_l2(net, images, labels, eps)
     with pytest.raises(TypeError, match=r"expected torch.float32, got torch.float64"):
         autoattack_l2(net.double(), images.double(), labels, 0.1)
     net.float()

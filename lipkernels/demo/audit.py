@@ -153,6 +153,8 @@ def autoattack_audit(
         "attacks": list(ATTACKS),
         "budget": vars(preset.autoattack),
         "clipped_to_0_1": False,
+        "radii": list(radii),
+        "images": len(x),
         "seed": seed,
         "claims": int(claims.sum()),
         "broken": int((torch.minimum(closest, closest_own) <= radius).sum()),

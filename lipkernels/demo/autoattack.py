@@ -1,5 +1,6 @@
 """AutoAttack in the l2 ball: the customary ensemble of attacks, by an attacker we did not write."""
 
+import math
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -27,12 +28,12 @@ class Budget:
 
 
 # Note [The whole ball]
-# pyautoattack clamps every point to [0, 1]. That is the attacker of an image file; a certificate
-# speaks of the whole l2 ball, and on images that are mostly black and white the box takes about
-# half of all directions away. So the attack sees g(z) = f(s z - o) with z = (x + o) / s and
-# o = (s - 1) / 2: [0, 1] in z is [-o, 1 + o] in x, the radius eps in x is eps / s in z, and with
-# o >= eps the clamp never acts. g is as easy to attack as f: APGD, FAB and Square normalize
-# gradients and distances. s is a power of two, so that the division is exact.
+# pyautoattack clamps every point to [0, 1], where a black pixel can't get darker nor a white one
+# brighter. A certificate speaks of the whole l2 ball, and the attacker who may use all of it is the
+# stronger one. So the attack sees g(z) = f(s z - o) with z = (x + o) / s and o = (s - 1) / 2:
+# [0, 1] in z is [-o, 1 + o] in x, the radius eps in x is eps / s in z, and with o >= eps the clamp
+# never acts. g is as easy to attack as f: APGD, FAB and Square normalize gradients and distances.
+# s is a power of two, so that the division is exact.
 class _WholeBall(nn.Module):
     def __init__(self, net: nn.Module, eps: float):
         super().__init__()
@@ -111,8 +112,8 @@ def autoattack_l2(
     """
     if images.dtype != torch.float32:
         raise TypeError(f"images: expected torch.float32, got {images.dtype}")
-    if not eps > 0:
-        raise ValueError(f"eps must be positive, got {eps}")
+    if not 0 < eps < math.inf:
+        raise ValueError(f"eps must be positive and finite, got {eps}")
     if len(images) == 0:
         return images.clone()
     if not bool(((images >= 0) & (images <= 1)).all()):
