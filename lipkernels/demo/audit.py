@@ -143,6 +143,8 @@ def autoattack_audit(
     closest = nearest_adversarial(ours, x, y, radii, seed, preset.autoattack, say)
     say("AutoAttack on certified samples at their own radius")
     own, closest_own = at_own_radius(ours, x, radius, preset, seed)
+    broken = int((torch.minimum(closest, closest_own) <= radius).sum())
+    say(f"  {own.attacked} attacked; certificates broken by either attack: {broken}")
     say("AutoAttack on the ReLU twin")
     closest_twin = nearest_adversarial(twin, x, y, radii, seed, preset.autoattack, say)
 
@@ -157,7 +159,7 @@ def autoattack_audit(
         "images": len(x),
         "seed": seed,
         "claims": int(claims.sum()),
-        "broken": int((torch.minimum(closest, closest_own) <= radius).sum()),
+        "broken": broken,
         "own_radius": vars(own),
         "seconds": time.perf_counter() - start,
     }
