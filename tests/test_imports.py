@@ -29,7 +29,9 @@ ALLOWED = {
     "demo": None,  # an application: anything
     "__init__": None,
 }
-THIRD_PARTY = {"demo": {"torch", "numpy", "matplotlib", "mlxtend", "sklearn", "tqdm"}}
+THIRD_PARTY = {
+    "demo": {"torch", "numpy", "matplotlib", "mlxtend", "pyautoattack", "sklearn", "tqdm"}
+}
 
 
 def room(path):

@@ -30,14 +30,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         result = story.run(opts, argv, say)
     except ModuleNotFoundError as error:
         print(f"{options.PROG}: error: {error}", file=sys.stderr)
-        print("What the demo needs: pip install 'lipkernels[demo]'", file=sys.stderr)
+        extra = "audit" if opts.audit else "demo"
+        print(f"What it needs: pip install 'lipkernels[{extra}]'", file=sys.stderr)
         return 2
     if opts.json:
         print(json.dumps(result, indent=2))
     else:
         print(f"\n{report.format_table(result)}\n\n{report.format_checks(result)}")
-    sound = result["audit"]["broken"] == 0 and result["export"]["predictions_that_differ"] == 0
-    return 0 if sound else 1
+    faults = result["audit"]["broken"] + result["export"]["predictions_that_differ"]
+    faults += result["autoattack"]["broken"] if opts.audit else 0
+    return 0 if faults == 0 else 1
 
 
 if __name__ == "__main__":

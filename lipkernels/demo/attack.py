@@ -1,5 +1,8 @@
 """Projected gradient descent in the l2 ball: what certificates are held against."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from torch import Tensor, nn
 
@@ -22,6 +25,19 @@ def _start(images: Tensor, eps: Tensor, generator: torch.Generator) -> Tensor:
     length = torch.rand(len(images), generator=generator).to(images)
     length = length ** (1 / images[0].numel())
     return direction / _norm(direction) * (eps * length.view_as(eps))
+
+
+@contextmanager
+def frozen(net: nn.Module) -> Iterator[None]:
+    """No gradient of any parameter inside: an attack needs the image's only."""
+    flags = {p: p.requires_grad for p in net.parameters()}
+    for p in flags:
+        p.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for p, flag in flags.items():
+            p.requires_grad_(flag)
 
 
 @torch.enable_grad()
@@ -58,24 +74,20 @@ def pgd_l2(
     if not bool((eps >= 0).all()):
         raise ValueError(f"eps must not be negative, got {eps.min().item()}")
     generator = torch.Generator().manual_seed(seed)
-    frozen = {p: p.requires_grad for p in net.parameters()}
-    for p in frozen:
-        p.requires_grad_(False)  # the attack needs the gradient of the image only
     worst = images.clone()
-    worst_margin = _margin(net(images), labels)
-    for run in range(restarts):
-        delta = _start(images, eps, generator) if run else torch.zeros_like(images)
-        for step in range(steps + 1):
-            point = (images + delta).requires_grad_()
-            margin = _margin(net(point), labels)
-            better = margin.detach() > worst_margin
-            worst = torch.where(better.view(shape), point.detach(), worst)
-            worst_margin = torch.where(better, margin.detach(), worst_margin)
-            if step == steps:
-                break
-            (slope,) = torch.autograd.grad(margin.sum(), point)
-            delta = delta + (1 - step / steps) * eps * slope / _norm(slope)
-            delta = delta * (eps / _norm(delta)).clamp_max(1)
-    for p, flag in frozen.items():
-        p.requires_grad_(flag)
+    with frozen(net):
+        worst_margin = _margin(net(images), labels)
+        for run in range(restarts):
+            delta = _start(images, eps, generator) if run else torch.zeros_like(images)
+            for step in range(steps + 1):
+                point = (images + delta).requires_grad_()
+                margin = _margin(net(point), labels)
+                better = margin.detach() > worst_margin
+                worst = torch.where(better.view(shape), point.detach(), worst)
+                worst_margin = torch.where(better, margin.detach(), worst_margin)
+                if step == steps:
+                    break
+                (slope,) = torch.autograd.grad(margin.sum(), point)
+                delta = delta + (1 - step / steps) * eps * slope / _norm(slope)
+                delta = delta * (eps / _norm(delta)).clamp_max(1)
     return worst

@@ -81,6 +81,10 @@ def parser() -> argparse.ArgumentParser:
         help="report on a fifth of the training images, held out for tuning, instead of the test",
     )  # fmt: skip
     p.add_argument(
+        "--audit", action="store_true",
+        help="attack both with AutoAttack too: minutes; needs the package pyautoattack",
+    )  # fmt: skip
+    p.add_argument(
         "--out", type=Path, default=Path("demo_output"), metavar="DIR",
         help="where to write (default: demo_output)",
     )  # fmt: skip

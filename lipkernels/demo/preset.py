@@ -6,10 +6,14 @@ temperature or a smaller offset trades certified accuracy at large radii for cle
 
 from dataclasses import dataclass
 
+from lipkernels.demo.autoattack import Budget
+
 
 @dataclass(frozen=True)
 class Preset:
-    """Training, and the l2 radii (pixels in [0, 1]) of the table, the plot and the example."""
+    """Training, the l2 radii (pixels in [0, 1]) of the table, the plot and the example, and what
+    --audit spends: AutoAttack's budget, and how many groups, of how many images with neighbouring
+    certified radii, it attacks at these."""
 
     epochs: int
     shift: int
@@ -21,6 +25,9 @@ class Preset:
     headline_radius: float
     peak: float = 1e-2
     twin_peak: float = 4e-3
+    autoattack: Budget = Budget()  # noqa: RUF009 (frozen)
+    audit_groups: int = 10
+    audit_group_size: int = 20
 
 
 FULL = Preset(
@@ -44,4 +51,7 @@ QUICK = Preset(
     plot_radii=(0.125, 0.25, 0.375, 0.5, 0.625, 0.75, 1.0),
     example_radii=(0.0, 0.25, 0.5, 0.75, 1.0),
     headline_radius=0.5,
+    autoattack=Budget(targets=2, queries=100),
+    audit_groups=2,
+    audit_group_size=20,
 )

@@ -3,6 +3,7 @@
 from typing import Any
 
 LABEL, CELL = 18, 8
+ROWS = {"certified": "  certified", "pgd": "  under PGD", "autoattack": "  under AutoAttack"}
 
 
 def _row(label: str, cells: list[str], tail: str = "") -> str:
@@ -17,6 +18,22 @@ def _bound(value: float) -> str:
     return f"{value:.7f}" if value < 2 else f"{value:,.1f}"
 
 
+def _verdict(broken: int) -> str:
+    return "none broke" if broken == 0 else f"{broken} BROKE"
+
+
+def _autoattack(found: dict[str, Any]) -> list[str]:
+    own = found["own_radius"]
+    return [
+        f"          AutoAttack on the {found['claims']:,} right and certified to a radius above, "
+        "at the largest such,",
+        f"          and on {own['attacked']} at {_percent(own['reach'])}% of their own: "
+        + _verdict(found["broken"]),
+        f"          (at {own['control_factor']:g} times their own it breaks "
+        f"{_percent(own['control'])}%)",
+    ]
+
+
 def format_table(result: dict[str, Any]) -> str:
     """Both networks of the JSON `result`: certified and attacked accuracy, bound, time per step."""
     radii = [f"{r:g}" for r in result["radii"]]
@@ -29,8 +46,9 @@ def format_table(result: dict[str, Any]) -> str:
         net = result[key]
         tail = f"{_bound(net['bound']):>19}{net['ms_per_step']:>14.1f}"
         lines.append(_row(name, [_percent(net["clean"]), *[""] * len(radii)], tail))
-        for field, label in (("certified", "  certified"), ("pgd", "  under PGD")):
-            lines.append(_row(label, ["", *(_percent(net[field][r]) for r in radii)]))
+        for field, label in ROWS.items():
+            if field in net:
+                lines.append(_row(label, ["", *(_percent(net[field][r]) for r in radii)]))
     return "\n".join(lines)
 
 
@@ -39,13 +57,14 @@ def format_checks(result: dict[str, Any]) -> str:
     audit, export, net = result["audit"], result["export"], result["lipschitz"]
     n, files, same = result["data"]["test"], result["files"], export["predictions_that_differ"]
     drift = export["largest_logit_difference"]
-    verdict = "none broke" if audit["broken"] == 0 else f"{audit['broken']} BROKE"
     reloaded = f"all {n:,} predictions the same" if same == 0 else f"{same} predictions DIFFER"
     lines = [
-        f"Audit     {audit['attacked']:,} certified samples attacked in their radius: {verdict}",
+        f"Audit     {audit['attacked']:,} certified samples attacked in their radius: "
+        + _verdict(audit["broken"]),
         "          (at {:g} times the radius the same attack breaks {}%)".format(
             audit["control_factor"], _percent(audit["control"])
         ),
+        *(_autoattack(result["autoattack"]) if "autoattack" in result else ()),
         "Rounding  proved: logits within {:.1g} of the exact ones (measured: {:.0e})".format(
             net["rounding_error_proved"], net["rounding_error_measured"]
         ),

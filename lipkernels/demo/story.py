@@ -15,7 +15,7 @@ from torch import Tensor, nn
 import lipkernels
 import lipkernels.nn as lnn
 from lipkernels import certify, export
-from lipkernels.demo import attack, data, measure, nets, plot
+from lipkernels.demo import attack, audit, autoattack, data, measure, nets, plot
 from lipkernels.demo.example import find_example
 from lipkernels.demo.preset import FULL, QUICK, Preset
 from lipkernels.demo.train import Recipe, fit
@@ -119,6 +119,8 @@ def run(opts: Namespace, argv: Sequence[str], say: Callable[[str], None]) -> dic
     """The whole demo: files into `opts.out`, progress to `say`; returns what --json prints."""
     start = time.perf_counter()
     preset = QUICK if opts.quick else FULL
+    if opts.audit:
+        autoattack.package()  # now, not after the training
     digits = data.load(opts.quick, opts.validate)
     result = _about(opts, argv, preset, digits)
     opts.out.mkdir(parents=True, exist_ok=True)
@@ -148,6 +150,10 @@ def run(opts: Namespace, argv: Sequence[str], say: Callable[[str], None]) -> dic
 
     say("Attacking every certified sample inside its own radius")
     result["audit"] = vars(measure.audit(plain, digits.test_images, radius, opts.seed))
+    if opts.audit:
+        found = audit.autoattack_audit(plain, twin, digits, radius, preset, opts.seed, say)
+        result["autoattack"] = found[0]
+        result["lipschitz"]["autoattack"], result["twin"]["autoattack"] = found[1:]
 
     images, labels = digits.test_images, digits.test_labels
     example = find_example(plain, twin, images, labels, radius, preset.example_radii, opts.seed)
