@@ -1,0 +1,164 @@
+"""Time of a constrained weight, forward and backward: `python -m bench.reparametrization --quick`.
+
+W -> W_bar, then W_bar's backward for a given cotangent, as a layer's user runs it; no product with
+data. Beside each time: the errors and the kept bytes of the same objects.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from typing import Any
+
+import torch
+
+from bench import peers
+from bench.accuracy import errors, truth
+from bench.cases import KINDS, SHAPES, SPEED_KINDS, Case, all_cases
+from bench.memory import kept_bytes
+from bench.peers import OURS, Held
+from bench.timing import Budget, geometric_mean, interleaved, paired_ratio, spread
+
+BUDGET = Budget(seconds=4.0, least=5)
+QUICK = Budget(seconds=0.7, least=3)
+
+
+def _step(held: Held, cotangent: torch.Tensor) -> Callable[[], None]:
+    def step() -> None:
+        held.raw.grad = None
+        held.weight().backward(cotangent)
+
+    return step
+
+
+def measure(
+    case: Case,
+    names: Sequence[str],
+    budget: Budget,
+    clock: Callable[[], float] = time.perf_counter,
+) -> dict[str, Any]:
+    """All ``names`` on one case; ``names`` has to contain lipkernels, which ratios refer to."""
+    weight, cotangent = case.tensors()
+    exact = truth(weight, cotangent)
+    held = {name: peers.hold(name, weight) for name in names}
+    steps = {name: _step(h, cotangent) for name, h in held.items()}
+    samples = interleaved(steps, budget, clock=clock)
+    contenders = {}
+    for name, h in held.items():
+        _step(h, cotangent)()
+        gradient = h.raw.grad
+        assert gradient is not None
+        contenders[name] = {
+            "ms": asdict(spread([1e3 * s for s in samples[name]])),
+            "times_ours": asdict(paired_ratio(samples[name], samples[OURS])),
+            "kept_over_weight": kept_bytes(h.weight, [h.raw])
+            / (weight.numel() * weight.element_size()),
+            **asdict(errors(h.weight(), gradient, exact, h.is_polar)),
+        }
+    return {
+        "case": case.name,
+        "shape": [case.rows, case.cols],
+        "kind": case.kind,
+        "condition": exact.condition,
+        "rounds": len(samples[OURS]),
+        "contenders": contenders,
+        "samples": samples,
+    }
+
+
+def geometric_means(rows: Sequence[dict[str, Any]], name: str) -> dict[str, float]:
+    """Of ``name``'s time over ours: by kind, and over both kinds that speed is claimed for."""
+    groups = {kind: [r for r in rows if r["kind"] == kind] for kind in KINDS}
+    groups["gaussian and near_orthogonal"] = [r for r in rows if r["kind"] in SPEED_KINDS]
+    return {
+        group: geometric_mean(r["contenders"][name]["times_ours"]["median"] for r in members)
+        for group, members in groups.items()
+        if members and all(name in r["contenders"] for r in members)
+    }
+
+
+def _number(value: float | None, form: str) -> str:
+    return "-" if value is None else format(value, form)
+
+
+HEAD = (
+    f"{'weight':<26}{'condition':>10}  {'':<17}{'ms':>9}{'/ ours':>8}{'quartiles':>15}"
+    f"{'|UU*-I|':>10}{'norm - 1':>10}{'|U-U*|':>10}{'grad. err.':>11}{'kept':>7}"
+)
+
+
+def format_row(row: dict[str, Any]) -> str:
+    """One line for each contender."""
+    lines = []
+    for name, c in row["contenders"].items():
+        ours = not lines
+        label = f"{row['case']:<26}{row['condition']:>10.3g}  " if ours else " " * 38
+        ratio = c["times_ours"]
+        quartiles = f"{ratio['low']:.2f}..{ratio['high']:.2f}"
+        lines.append(
+            f"{label}{name:<17}{c['ms']['median']:>9.3f}{ratio['median']:>8.2f}{quartiles:>15}"
+            f"{c['orthogonality']:>10.1e}{c['norm'] - 1:>10.1e}{_number(c['polar'], '.1e'):>10}"
+            f"{_number(c['gradient'], '.1e'):>11}{c['kept_over_weight']:>7.2f}"
+        )
+    return "\n".join(lines)
+
+
+def format_means(rows: Sequence[dict[str, Any]]) -> str:
+    """The geometric means at the end of the table."""
+    lines = []
+    for name in rows[0]["contenders"]:
+        if name != OURS:
+            means = geometric_means(rows, name)
+            said = ", ".join(f"{mean:.2f} {group}" for group, mean in means.items())
+            lines.append(f"{name}: geometric mean of its time over ours {said}")
+    return "\n".join(lines)
+
+
+def _parser() -> argparse.ArgumentParser:
+    p = argparse.ArgumentParser(prog="python -m bench.reparametrization", description=__doc__)
+    p.add_argument("--quick", action="store_true", help="the two speed kinds, a few rounds each")
+    p.add_argument("--threads", type=int, help="CPU threads (default: torch's choice)")
+    p.add_argument(
+        "--cpu-time", action="store_true",
+        help="one thread, and its CPU time: to compare two versions on a busy machine",
+    )  # fmt: skip
+    p.add_argument("--shape", help="one shape only, such as 256x1024")
+    p.add_argument("--kind", choices=KINDS, help="one kind of weights only")
+    p.add_argument("--torch", action="store_true", help="torch's own orthogonal as well")
+    return p
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Print the table while it is measured."""
+    options = _parser().parse_args(argv)
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    if options.cpu_time:
+        torch.set_num_threads(1)
+    clock = time.process_time if options.cpu_time else time.perf_counter
+    reasons = peers.missing()
+    for name, reason in reasons.items():
+        print(f"MISSING {name}: {reason}")
+    names = [n for n in peers.BUILDERS if n not in reasons]
+    if not options.torch:
+        names.remove("torch orthogonal")
+    kinds = (options.kind,) if options.kind else SPEED_KINDS if options.quick else KINDS
+    cases = all_cases(kinds)
+    if options.shape:
+        known = ["x".join(map(str, s)) for s in SHAPES]
+        cases = [c for c in cases if f"{c.rows}x{c.cols}" == options.shape]
+        if not cases:
+            raise SystemExit(f"--shape: expected one of {known}, got {options.shape!r}")
+    print(f"{torch.get_num_threads()} threads, torch {torch.__version__}\n{HEAD}")
+    rows = []
+    for case in cases:
+        rows.append(measure(case, names, QUICK if options.quick else BUDGET, clock))
+        print(format_row(rows[-1]), flush=True)
+    print(format_means(rows))
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
