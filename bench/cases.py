@@ -40,14 +40,15 @@ class Case:
     rows: int
     cols: int
     kind: str
+    seed: int = 0
 
     @property
     def name(self) -> str:
         return f"{self.rows}x{self.cols}-{self.kind}"
 
-    def tensors(self) -> tuple[Tensor, Tensor]:
+    def tensors(self, device: torch.device | None = None) -> tuple[Tensor, Tensor]:
         """``(weight, cotangent)``, float32, both (rows, cols): always the same ones."""
-        generator = torch.Generator().manual_seed(self.rows * 10_000 + self.cols)
+        generator = torch.Generator().manual_seed(self.seed)
         shape = (self.rows, self.cols)
         noise = torch.randn(shape, generator=generator, dtype=torch.float64)
         if self.kind == "gaussian":
@@ -63,7 +64,7 @@ class Case:
         else:
             raise ValueError(f"kind: expected one of {KINDS}, got {self.kind!r}")
         cotangent = torch.randn(shape, generator=generator, dtype=torch.float64)
-        return weight.float(), cotangent.float()
+        return weight.float().to(device), cotangent.float().to(device)
 
 
 def all_cases(kinds: tuple[str, ...] = KINDS) -> list[Case]:

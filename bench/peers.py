@@ -88,8 +88,8 @@ def _torch_orthogonal(weight: Tensor) -> Held:
     _set(layer.weight, weight)
     parametrizations.orthogonal(layer)
     raw = layer.parametrizations.weight.original
-    generator = torch.Generator().manual_seed(0)
-    noise = 1e-2 * torch.randn(raw.shape, generator=generator)
+    generator = torch.Generator(raw.device).manual_seed(0)
+    noise = 1e-2 * torch.randn(raw.shape, generator=generator, device=raw.device)
     _set(raw, raw + (noise.triu(1) if rows < cols else noise.tril(-1)))
     return Held(layer, raw, is_polar=False)
 
@@ -104,6 +104,7 @@ BUILDERS: dict[str, Callable[[Tensor], Held]] = {
 
 def hold(name: str, weight: Tensor) -> Held:
     """A layer of library ``name`` in training mode, its free parameter set to ``weight``."""
-    held = BUILDERS[name](weight)
+    with torch.device(weight.device):
+        held = BUILDERS[name](weight)
     held.layer.train()
     return held

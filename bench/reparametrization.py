@@ -19,7 +19,8 @@ from bench.accuracy import errors, truth
 from bench.cases import KINDS, SHAPES, SPEED_KINDS, Case, all_cases
 from bench.memory import kept_bytes
 from bench.peers import OURS, Held
-from bench.timing import Budget, geometric_mean, interleaved, paired_ratio, spread
+from bench.report import WEIGHT_HEAD, format_means, format_weights
+from bench.timing import Budget, interleaved, paired_ratio, spread
 
 BUDGET = Budget(seconds=4.0, least=5)
 QUICK = Budget(seconds=0.7, least=3)
@@ -38,13 +39,15 @@ def measure(
     names: Sequence[str],
     budget: Budget,
     clock: Callable[[], float] = time.perf_counter,
+    device: torch.device | None = None,
 ) -> dict[str, Any]:
     """All ``names`` on one case; ``names`` has to contain lipkernels, which ratios refer to."""
-    weight, cotangent = case.tensors()
+    device = device or torch.device("cpu")
+    weight, cotangent = case.tensors(device)
     exact = truth(weight, cotangent)
     held = {name: peers.hold(name, weight) for name in names}
     steps = {name: _step(h, cotangent) for name, h in held.items()}
-    samples = interleaved(steps, budget, clock=clock)
+    samples = interleaved(steps, budget, device, clock=clock)
     contenders = {}
     for name, h in held.items():
         _step(h, cotangent)()
@@ -53,8 +56,7 @@ def measure(
         contenders[name] = {
             "ms": asdict(spread([1e3 * s for s in samples[name]])),
             "times_ours": asdict(paired_ratio(samples[name], samples[OURS])),
-            "kept_over_weight": kept_bytes(h.weight, [h.raw])
-            / (weight.numel() * weight.element_size()),
+            "kept_over_weight": kept_bytes(lambda h=h: [h.weight()], [h.raw]) / weight.nbytes,
             **asdict(errors(h.weight(), gradient, exact, h.is_polar)),
         }
     return {
@@ -66,54 +68,6 @@ def measure(
         "contenders": contenders,
         "samples": samples,
     }
-
-
-def geometric_means(rows: Sequence[dict[str, Any]], name: str) -> dict[str, float]:
-    """Of ``name``'s time over ours: by kind, and over both kinds that speed is claimed for."""
-    groups = {kind: [r for r in rows if r["kind"] == kind] for kind in KINDS}
-    groups["gaussian and near_orthogonal"] = [r for r in rows if r["kind"] in SPEED_KINDS]
-    return {
-        group: geometric_mean(r["contenders"][name]["times_ours"]["median"] for r in members)
-        for group, members in groups.items()
-        if members and all(name in r["contenders"] for r in members)
-    }
-
-
-def _number(value: float | None, form: str) -> str:
-    return "-" if value is None else format(value, form)
-
-
-HEAD = (
-    f"{'weight':<26}{'condition':>10}  {'':<17}{'ms':>9}{'/ ours':>8}{'quartiles':>15}"
-    f"{'|UU*-I|':>10}{'norm - 1':>10}{'|U-U*|':>10}{'grad. err.':>11}{'kept':>7}"
-)
-
-
-def format_row(row: dict[str, Any]) -> str:
-    """One line for each contender."""
-    lines = []
-    for name, c in row["contenders"].items():
-        ours = not lines
-        label = f"{row['case']:<26}{row['condition']:>10.3g}  " if ours else " " * 38
-        ratio = c["times_ours"]
-        quartiles = f"{ratio['low']:.2f}..{ratio['high']:.2f}"
-        lines.append(
-            f"{label}{name:<17}{c['ms']['median']:>9.3f}{ratio['median']:>8.2f}{quartiles:>15}"
-            f"{c['orthogonality']:>10.1e}{c['norm'] - 1:>10.1e}{_number(c['polar'], '.1e'):>10}"
-            f"{_number(c['gradient'], '.1e'):>11}{c['kept_over_weight']:>7.2f}"
-        )
-    return "\n".join(lines)
-
-
-def format_means(rows: Sequence[dict[str, Any]]) -> str:
-    """The geometric means at the end of the table."""
-    lines = []
-    for name in rows[0]["contenders"]:
-        if name != OURS:
-            means = geometric_means(rows, name)
-            said = ", ".join(f"{mean:.2f} {group}" for group, mean in means.items())
-            lines.append(f"{name}: geometric mean of its time over ours {said}")
-    return "\n".join(lines)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -151,11 +105,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         cases = [c for c in cases if f"{c.rows}x{c.cols}" == options.shape]
         if not cases:
             raise SystemExit(f"--shape: expected one of {known}, got {options.shape!r}")
-    print(f"{torch.get_num_threads()} threads, torch {torch.__version__}\n{HEAD}")
+    print(f"{torch.get_num_threads()} threads, torch {torch.__version__}\n{WEIGHT_HEAD}")
     rows = []
     for case in cases:
         rows.append(measure(case, names, QUICK if options.quick else BUDGET, clock))
-        print(format_row(rows[-1]), flush=True)
+        print(format_weights(rows[-1]), flush=True)
     print(format_means(rows))
     return 0
 

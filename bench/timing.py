@@ -80,11 +80,13 @@ def interleaved(
     device: torch.device | None = None,
     seed: int = 0,
     clock: Callable[[], float] = time.perf_counter,
+    one_call: bool = False,
 ) -> dict[str, list[float]]:
     """Seconds per call of each contender, a sample per round; the i-th ones belong together.
 
     Each contender is called before anything counts. The garbage collector is off inside.
     ``clock``: seconds; :func:`time.process_time` with one thread shuts out what else is running.
+    ``one_call``: a sample is a single call, however short.
     """
     if not contenders:
         raise ValueError("contenders: expected at least one, got none")
@@ -106,7 +108,8 @@ def interleaved(
     try:
         first = {name: seconds(name, 1) for name in contenders}
         warm = {n: seconds(n, 1) if s < _WARM_ENOUGH else s for n, s in first.items()}
-        calls = max(1, min(_MOST_CALLS, math.ceil(_SAMPLE / max(min(warm.values()), 1e-9))))
+        fastest = max(min(warm.values()), 1e-9)
+        calls = 1 if one_call else max(1, min(_MOST_CALLS, math.ceil(_SAMPLE / fastest)))
         spent = dict.fromkeys(contenders, 0.0)
         for done in range(budget.most):
             total = sum(spent.values())
