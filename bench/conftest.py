@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +48,7 @@ class Tables:
             return Budget(seconds=0.0, least=1)
         return Budget(full.seconds * self.scale, full.least, full.most)
 
-    def names(self, kind: str, all_names: dict[str, Any]) -> list[str]:
+    def names(self, kind: str, all_names: Iterable[str]) -> list[str]:
         return [name for name in all_names if name not in self.missing[kind]]
 
     def row(self, table: str, key: str, measure: Callable[[], Row]) -> Row:
@@ -59,7 +59,7 @@ class Tables:
 
     def reparametrization(self, case: Case) -> Row:
         budget = self.budget(reparametrization.BUDGET)
-        names = self.names("weights", peers.BUILDERS)
+        names = self.names("weights", reparametrization.contenders(case))
         return self.row(
             "reparametrization",
             case.name,

@@ -29,7 +29,7 @@ def kept_bytes(forward: Callable[[], Iterable[Tensor]], exclude: Iterable[Tensor
     packed: list[weakref.ref[_Packed]] = []
 
     def pack(tensor: Tensor) -> _Packed:
-        holder = _Packed(tensor)
+        holder = _Packed(tensor.detach())  # a saved result would keep its own graph alive
         packed.append(weakref.ref(holder))
         return holder
 

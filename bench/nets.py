@@ -139,10 +139,10 @@ def missing() -> dict[str, str]:
     return reasons
 
 
-def build(name: str, model: str) -> nn.Sequential:
+def build(name: str, model: str, image: tuple[int, ...] = IMAGE) -> nn.Sequential:
     """The demo's ``model`` ("mlp" or "conv") made of ``name``'s layers, in training mode."""
     library = LIBRARIES[name]()
-    layers = [library.replace(module) for module in plain_twin(model, IMAGE).children()]
+    layers = [library.replace(module) for module in plain_twin(model, image).children()]
     ours = name.startswith("lipkernels")
     net = lnn.Sequential(*layers) if ours else nn.Sequential(*layers)
     return net.train()

@@ -2,16 +2,20 @@
 
 import pytest
 
-from bench.cases import KINDS, SHAPES, Case
-from bench.peers import BUILDERS, OURS
+from bench.cases import all_cases
+from bench.peers import OURS
+from bench.reparametrization import contenders
 from bench.replay import CLOCK, replay
 
-CASES = [Case(*shape, kind) for shape in SHAPES for kind in KINDS]
+PAIRS = [
+    pytest.param(case, name, id=f"{case.name}-{name}")
+    for case in all_cases()
+    for name in contenders(case)
+]
 
 
 @pytest.mark.benchmark(timer=CLOCK)
-@pytest.mark.parametrize("contender", BUILDERS)
-@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+@pytest.mark.parametrize(("case", "contender"), PAIRS)
 def test_reparametrization(benchmark, tables, case, contender):
     if contender in tables.missing["weights"]:
         pytest.skip(f"{contender} is missing: {tables.missing['weights'][contender]}")

