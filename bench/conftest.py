@@ -12,11 +12,14 @@ import pytest
 import torch
 
 from bench import grouped, machine, nets, peers, reparametrization, step
-from bench.cases import Case
+from bench.cases import SPEED_KINDS, Case, all_cases
 from bench.report import RESULTS, TABLES, format_missing
 from bench.timing import Budget
 
 Row = dict[str, Any]
+
+# Rows of a whole table: a part of one must not take the place of a committed result.
+WHOLE = {"reparametrization": len(all_cases()), "grouped": len(SPEED_KINDS), "step": 2}
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -26,7 +29,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--bench-seconds", type=float, default=1.0, help="scale of the time spent on each case"
     )
     group.addoption(
-        "--bench-out", type=Path, default=RESULTS, help="folder of results (default: bench/results)"
+        "--bench-out",
+        type=Path,
+        help="folder of results (default: bench/results, for tables that were measured whole)",
     )
 
 
@@ -34,13 +39,16 @@ class Tables:
     """Measures a row when it is first asked for; every contender's test reads the same row."""
 
     def __init__(self, config: pytest.Config) -> None:
-        self.device = torch.device(config.getoption("--bench-device"))
-        self.out: Path = config.getoption("--bench-out")
-        self.enabled = bool(config.getoption("benchmark_enable"))
-        self.scale = config.getoption("--bench-seconds")
+        options: Any = config.option
+        self.device = torch.device(options.bench_device)
+        self.out: Path | None = options.bench_out
+        self.enabled = bool(options.benchmark_enable)
+        self.scale: float = options.bench_seconds
         arguments = config.invocation_params.args
-        self.command = shlex.join(["python", "-m", "pytest", *map(str, arguments)])
+        command = shlex.join(["python", "-m", "pytest", *map(str, arguments)])
         self.missing = {"weights": peers.missing(), "nets": nets.missing()}
+        # Now, while the load is still that of others.
+        self.about = machine.about(self.device, command)
         self.rows: dict[str, dict[str, Row]] = {}
 
     def budget(self, full: Budget) -> Budget:
@@ -78,23 +86,28 @@ class Tables:
         names = self.names("nets", nets.LIBRARIES)
         return self.row("step", model, lambda: step.measure(model, names, budget, self.device))
 
-    def write(self) -> list[Path]:
-        """One JSON file for each table that was measured."""
-        folder = self.out / machine.folder_name(self.device)
-        folder.mkdir(parents=True, exist_ok=True)
-        files = []
+    def write(self) -> list[str]:
+        """One JSON file for each table that was measured; says what was written, or why not."""
+        said = []
         for table, rows in self.rows.items():
-            reasons = self.missing["nets" if table == "step" else "weights"]
+            if self.out is None and len(rows) < WHOLE[table]:
+                said.append(
+                    f"not written: {table}, {len(rows)} of {WHOLE[table]} rows; --bench-out"
+                )
+                continue
+            folder = (self.out or RESULTS) / machine.folder_name(self.device)
+            folder.mkdir(parents=True, exist_ok=True)
             content = {
                 "table": table,
-                **machine.about(self.device, self.command, reasons),
+                **self.about,
+                "missing": self.missing["nets" if table == "step" else "weights"],
                 # The samples are pytest-benchmark's to keep (--benchmark-json).
                 "rows": [{k: v for k, v in r.items() if k != "samples"} for r in rows.values()],
             }
             file = folder / f"{table}.json"
             file.write_text(json.dumps(content, indent=1) + "\n")
-            files.append(file)
-        return files
+            said.append(f"written: {file}")
+        return said
 
 
 _TABLES = pytest.StashKey[Tables]()
@@ -119,5 +132,5 @@ def pytest_terminal_summary(
         if reasons:
             terminalreporter.write_line(format_missing(reasons))
     if measured.enabled:
-        for file in measured.write():
-            terminalreporter.write_line(f"written: {file}")
+        for line in measured.write():
+            terminalreporter.write_line(line)

@@ -31,7 +31,7 @@ class Weights(nn.Module):
         self.layers = nn.ModuleList(layers)
 
     def forward(self) -> list[Tensor]:
-        return [layer.weight for layer in self.layers]
+        return [layer.weight for layer in self.layers]  # pyright: ignore[reportReturnType]
 
 
 def _step(model: Weights, held: Sequence[Held], cotangents: list[Tensor]) -> Callable[[], None]:

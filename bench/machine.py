@@ -42,8 +42,8 @@ def _version(package: str) -> str | None:
         return None
 
 
-def about(device: torch.device, command: str, missing: dict[str, str]) -> dict[str, Any]:
-    """Device, threads, load, versions, the command, and which contenders were missing and why."""
+def about(device: torch.device, command: str) -> dict[str, Any]:
+    """The command, the device, threads, the load by others, versions."""
     return {
         "command": command,
         "device": str(device),
@@ -54,5 +54,4 @@ def about(device: torch.device, command: str, missing: dict[str, str]) -> dict[s
             "python": platform.python_version(),
             **{package: _version(package) for package in _PACKAGES},
         },
-        "missing": missing,
     }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import weakref
 from collections.abc import Callable, Iterable
 from itertools import accumulate
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -59,5 +60,6 @@ def peak_bytes(step: Callable[[], object], device: torch.device) -> int:
     with torch.profiler.profile(activities=activities, profile_memory=True) as profiler:
         step()
     record = profiler.profiler.kineto_results.events()  # pyright: ignore[reportOptionalMemberAccess]
-    changes = sorted((e.start_ns(), e.nbytes()) for e in record if e.name() == "[memory]")
+    memory: list[Any] = [event for event in record if event.name() == "[memory]"]
+    changes = sorted((event.start_ns(), event.nbytes()) for event in memory)
     return max(accumulate((change for _, change in changes), initial=0))

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -34,14 +36,13 @@ class KernelOrthogonal(nn.Module):
     pixel is read by ceil(k / stride)^2 outputs, and so the kernel is divided by ceil(k / stride).
     """
 
-    def __init__(self, like: nn.Conv2d) -> None:
+    def __init__(self, n_in: int, n_out: int, kernel_size: int, stride: int, padding: int) -> None:
         super().__init__()
-        self.stride, self.padding = like.stride, like.padding
-        self.shape = like.weight.shape
-        self.kernel = parametrizations.orthogonal(
-            nn.Linear(like.weight[0].numel(), like.out_channels)
-        )
-        self.reads = -(-like.kernel_size[0] // like.stride[0])
+        self.stride, self.padding = stride, padding
+        self.shape = (n_out, n_in, kernel_size, kernel_size)
+        self.kernel = nn.Linear(n_in * kernel_size**2, n_out)
+        parametrizations.orthogonal(self.kernel)
+        self.reads = -(-kernel_size // stride)
 
     @property
     def weight(self) -> Tensor:
@@ -57,38 +58,28 @@ class KernelOrthogonal(nn.Module):
 
 @dataclass(frozen=True)
 class Library:
-    """What stands in for a Linear, a Conv2d and an activation of the twin."""
+    """Makers of layers: ``linear(n_in, n_out)``, ``conv(n_in, n_out, kernel, stride, padding)``."""
 
-    linear: Callable[[nn.Linear], nn.Module]
-    conv: Callable[[nn.Conv2d], nn.Module]
+    linear: Callable[[int, int], nn.Module]
+    conv: Callable[[int, int, int, int, int], nn.Module]
     activation: Callable[[], nn.Module]
 
     def replace(self, module: nn.Module) -> nn.Module:
+        """This library's layer for one of the twin's."""
         if isinstance(module, nn.Linear):
-            return self.linear(module)
+            return self.linear(module.in_features, module.out_features)
         if isinstance(module, nn.Conv2d):
-            return self.conv(module)
+            channels = module.in_channels, module.out_channels
+            return self.conv(
+                *channels, module.kernel_size[0], module.stride[0], int(module.padding[0])
+            )
         return self.activation() if isinstance(module, nn.ReLU) else module
-
-
-def _same(module: nn.Module) -> nn.Module:
-    return module
-
-
-def _conv_arguments(like: nn.Conv2d) -> dict[str, int]:
-    return {
-        "in_channels": like.in_channels,
-        "out_channels": like.out_channels,
-        "kernel_size": like.kernel_size[0],
-        "stride": like.stride[0],
-        "padding": int(like.padding[0]),
-    }
 
 
 def _lipkernels() -> Library:
     return Library(
-        lambda m: lnn.SpectralLinear(m.in_features, m.out_features),
-        lambda m: lnn.SpectralConv2d(**_conv_arguments(m)),
+        lambda *sizes: lnn.SpectralLinear(*sizes),
+        lambda *sizes: lnn.SpectralConv2d(*sizes),
         lnn.GroupSort2,
     )
 
@@ -96,36 +87,41 @@ def _lipkernels() -> Library:
 def _deel_torchlip() -> Library:
     from deel import torchlip
 
-    return Library(
-        lambda m: torchlip.SpectralLinear(m.in_features, m.out_features),
-        lambda m: torchlip.SpectralConv2d(**_conv_arguments(m)),
-        torchlip.GroupSort2,
-    )
+    return Library(torchlip.SpectralLinear, torchlip.SpectralConv2d, torchlip.GroupSort2)
 
 
 def _orthogonium() -> Library:
     from orthogonium.layers import AdaptiveOrthoConv2d, MaxMin, OrthoLinear
 
+    # The twin's padding; the default would be circular.
+    return Library(OrthoLinear, partial(AdaptiveOrthoConv2d, padding_mode="zeros"), MaxMin)
+
+
+def _torch_spectral_norm() -> Library:
     return Library(
-        lambda m: OrthoLinear(m.in_features, m.out_features),
-        lambda m: AdaptiveOrthoConv2d(**_conv_arguments(m), padding_mode="zeros"),
-        MaxMin,
+        lambda *sizes: parametrizations.spectral_norm(nn.Linear(*sizes)),
+        lambda *sizes: parametrizations.spectral_norm(nn.Conv2d(*sizes)),
+        lnn.GroupSort2,
+    )
+
+
+def _torch_orthogonal() -> Library:
+    return Library(
+        lambda *sizes: parametrizations.orthogonal(nn.Linear(*sizes)),
+        KernelOrthogonal,
+        lnn.GroupSort2,
     )
 
 
 LIBRARIES: dict[str, Callable[[], Library]] = {
-    TWIN: lambda: Library(_same, _same, lnn.GroupSort2),
-    "unconstrained, ReLU": lambda: Library(_same, _same, nn.ReLU),
+    TWIN: lambda: Library(nn.Linear, nn.Conv2d, lnn.GroupSort2),
+    "unconstrained, ReLU": lambda: Library(nn.Linear, nn.Conv2d, nn.ReLU),
     "lipkernels": _lipkernels,
     "lipkernels retract": _lipkernels,
     "deel-torchlip": _deel_torchlip,
     "orthogonium": _orthogonium,
-    "torch orthogonal": lambda: Library(
-        parametrizations.orthogonal, KernelOrthogonal, lnn.GroupSort2
-    ),
-    "torch spectral_norm": lambda: Library(
-        parametrizations.spectral_norm, parametrizations.spectral_norm, lnn.GroupSort2
-    ),
+    "torch orthogonal": _torch_orthogonal,
+    "torch spectral_norm": _torch_spectral_norm,
 }
 
 
@@ -148,38 +144,36 @@ def build(name: str, model: str, image: tuple[int, ...] = IMAGE) -> nn.Sequentia
     return net.train()
 
 
-def plain_layers(net: nn.Module) -> Iterator[nn.Module]:
-    """The layers as float64 torch modules with the weights that ``net`` would evaluate with."""
-    net.eval()
-    for module in net.children():
-        weight = getattr(module, "weight", None)
-        if not isinstance(weight, Tensor):
-            yield module
-            continue
-        weight, bias = weight.detach().double(), module.bias.detach().double()
-        if weight.dim() == 2:
-            plain = nn.Linear(weight.shape[1], weight.shape[0], device=weight.device)
+def _plain(module: Any) -> nn.Module:
+    """One layer with the weight that it would evaluate with, in torch modules and float64."""
+    weight = getattr(module, "weight", None)
+    if not isinstance(weight, Tensor):
+        return module
+    rows, cols, *kernel = weight.shape
+    with torch.device(weight.device):
+        if kernel:
+            plain = nn.Conv2d(cols, rows, kernel[0], module.stride, module.padding)
         else:
-            plain = nn.Conv2d(
-                weight.shape[1], weight.shape[0], weight.shape[2:], module.stride, module.padding
-            )
-        plain.weight = nn.Parameter(weight, requires_grad=False)
-        plain.bias = nn.Parameter(bias, requires_grad=False)
-        yield plain
+            plain = nn.Linear(cols, rows)
+    plain.double().requires_grad_(False)
+    with torch.no_grad():
+        for mine, value in zip(plain.parameters(), (weight, module.bias), strict=True):
+            mine.copy_(value)
+    return plain
 
 
 def plain_float64(net: nn.Module) -> nn.Sequential:
     """``net`` as it would be deployed, in torch modules and float64."""
     was_training = net.training
-    plain = nn.Sequential(*plain_layers(net))
+    net.eval()
+    plain = nn.Sequential(*map(_plain, net.children()))
     net.train(was_training)
     return plain
 
 
-def matrix(layer: nn.Module, shape: torch.Size) -> Tensor:
-    """The dense float64 matrix of an affine ``layer`` on one input of ``shape``."""
+def matrix(layer: nn.Conv2d, shape: torch.Size) -> Tensor:
+    """The dense float64 matrix of ``layer`` on one input of ``shape``."""
     n = shape.numel()
-    device = layer.weight.device
-    basis = torch.eye(n, dtype=torch.float64, device=device).reshape(n, *shape)
+    basis = torch.eye(n, dtype=torch.float64, device=layer.weight.device).reshape(n, *shape)
     with torch.no_grad():
         return (layer(basis) - layer(torch.zeros_like(basis[:1]))).reshape(n, -1).T

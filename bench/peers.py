@@ -13,6 +13,8 @@ from torch.nn.utils import parametrizations
 import lipkernels.nn as lnn
 
 OURS = "lipkernels"
+# Where torch's parametrizations keep the free parameter.
+_ORIGINAL = "parametrizations.weight.original"
 # The module that has to be there for each contender.
 MODULES = {
     OURS: "lipkernels",
@@ -31,7 +33,7 @@ class Held:
     is_polar: bool = True
 
     def weight(self) -> Tensor:
-        return self.layer.weight
+        return self.layer.weight  # pyright: ignore[reportReturnType]
 
 
 def missing(modules: dict[str, str] = MODULES) -> dict[str, str]:
@@ -62,7 +64,7 @@ def _deel_torchlip(weight: Tensor) -> Held:
 
     rows, cols = weight.shape
     layer = SpectralLinear(cols, rows, bias=False)
-    raw = layer.parametrizations.weight.original
+    raw = layer.get_parameter(_ORIGINAL)
     _set(raw, weight)
     return Held(layer, raw)
 
@@ -72,7 +74,7 @@ def _orthogonium(weight: Tensor) -> Held:
 
     rows, cols = weight.shape
     layer = OrthoLinear(cols, rows, bias=False)
-    raw = layer.parametrizations.weight.original
+    raw = layer.get_parameter(_ORIGINAL)
     _set(raw, weight)
     return Held(layer, raw)
 
@@ -87,7 +89,7 @@ def _torch_orthogonal(weight: Tensor) -> Held:
     layer = nn.Linear(cols, rows, bias=False)
     _set(layer.weight, weight)
     parametrizations.orthogonal(layer)
-    raw = layer.parametrizations.weight.original
+    raw = layer.get_parameter(_ORIGINAL)
     generator = torch.Generator(raw.device).manual_seed(0)
     noise = 1e-2 * torch.randn(raw.shape, generator=generator, device=raw.device)
     _set(raw, raw + (noise.triu(1) if rows < cols else noise.tril(-1)))

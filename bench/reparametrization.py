@@ -22,7 +22,7 @@ from bench.peers import OURS, Held
 from bench.report import WEIGHT_HEAD, format_means, format_weights
 from bench.timing import Budget, interleaved, paired_ratio, spread
 
-BUDGET = Budget(seconds=4.0, least=5)
+BUDGET = Budget(seconds=3.0, least=5)
 QUICK = Budget(seconds=0.7, least=3)
 
 

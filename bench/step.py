@@ -1,7 +1,7 @@
 """Time and memory of a whole training step: forward, loss, backward, optimizer, constraint.
 
-Every contender trains its own copy of the network on the same batches of digits, one step in each
-round; so that after the last round the Lipschitz constants can be compared too.
+Every contender trains its own copy of the network on the same batches of digits with the same loss,
+one step in each round; so that after the last round the Lipschitz constants can be compared too.
 """
 
 from __future__ import annotations
@@ -59,7 +59,8 @@ class Training:
         if name == "lipkernels":
             lipkernels.group_weights(self.net)
         elif name == "lipkernels retract":
-            lipkernels.Retractor(self.net).attach(self.optimizer)
+            retractor = lipkernels.Retractor(self.net)  # pyright: ignore[reportAttributeAccessIssue]
+            retractor.attach(self.optimizer)
 
     def forward(self) -> Tensor:
         images, labels = self.work[self.steps % len(self.work)]
