@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -77,17 +78,12 @@ class Library:
 
 
 def _lipkernels() -> Library:
-    return Library(
-        lambda *sizes: lnn.SpectralLinear(*sizes),
-        lambda *sizes: lnn.SpectralConv2d(*sizes),
-        lnn.GroupSort2,
-    )
+    return Library(lnn.SpectralLinear, lnn.SpectralConv2d, lnn.GroupSort2)
 
 
 def _deel_torchlip() -> Library:
-    from deel import torchlip
-
-    return Library(torchlip.SpectralLinear, torchlip.SpectralConv2d, torchlip.GroupSort2)
+    library: Any = importlib.import_module("deel.torchlip")  # its defaults contradict its types
+    return Library(library.SpectralLinear, library.SpectralConv2d, library.GroupSort2)
 
 
 def _orthogonium() -> Library:
