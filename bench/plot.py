@@ -123,7 +123,7 @@ def said_constant(low: float, high: float) -> str:
         return f"at most 1 {'+' if high > 1 else '-'} {abs(high - 1):.0e}"
     if high < 1:
         return f"at most {high:#.3g}"
-    return f"{low:#.2g} to {high:#.2g}"
+    return f"{low:.1f} to {high:.1f}"
 
 
 def _steps(ax: Axes, row: Row) -> None:

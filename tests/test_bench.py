@@ -245,36 +245,90 @@ def test_the_claim_is_about_eight_shapes():
     assert len(all_cases(("gaussian", "near_orthogonal"))) == 16
 
 
-def test_pytest_benchmark_reports_the_interleaved_samples(tmp_path, pytestconfig):
-    """The smallest case through the driver: its own JSON and ours agree."""
+# pytest where orthogonium is not installed.
+WITHOUT_ORTHOGONIUM = """
+import sys
+sys.modules["orthogonium"] = None
+import pytest
+sys.exit(pytest.main(sys.argv[1:]))
+"""
+
+
+def test_the_driver_end_to_end_with_a_library_missing(tmp_path, pytestconfig, capsys):
+    """One case: pytest-benchmark's JSON, ours and the printed table agree; who misses is said."""
     own = tmp_path / "pytest-benchmark.json"
     arguments = ["bench/test_reparametrization.py", "--benchmark-enable", "-k", "10x512-gaussian"]
     arguments += ["--bench-seconds", "0", "--bench-out", str(tmp_path), "-p", "no:cacheprovider"]
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", *arguments, f"--benchmark-json={own}"],
+        [sys.executable, "-c", WITHOUT_ORTHOGONIUM, *arguments, f"--benchmark-json={own}"],
         cwd=pytestconfig.rootpath, capture_output=True, text=True, timeout=120, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
+    assert "MISSING orthogonium: ModuleNotFoundError" in done.stdout
+    assert "1 skipped" in done.stdout
+
     (written,) = tmp_path.glob("*/reparametrization.json")
     result = json.loads(written.read_text())
     assert set(result) == {
         *("table", "command", "device", "device_name", "threads", "load_average", "versions"),
         *("missing", "rows"),
     }
-    (row,) = result["rows"]
     assert result["command"].startswith("python -m pytest bench/test_reparametrization.py --bench")
     assert result["versions"]["torch"] == torch.__version__
+    assert "orthogonium" in result["missing"]
+    (row,) = result["rows"]
     assert row["shape"] == [10, 512] and row["rounds"] >= 5
+    assert "orthogonium" not in row["contenders"]
     theirs = {b["params"]["contender"]: b for b in json.loads(own.read_text())["benchmarks"]}
     assert set(theirs) == set(row["contenders"])
     for name, figures in row["contenders"].items():
         assert 1e3 * theirs[name]["stats"]["median"] == pytest.approx(figures["ms"]["median"])
         assert theirs[name]["extra_info"]["orthogonality"] == figures["orthogonality"]
-    assert "10x512-gaussian" in done.stdout and "Geometric means" in done.stdout
-    for name in result["missing"]:
-        assert f"MISSING {name}" in done.stdout
+        assert f"{figures['ms']['median']:.3f}" in done.stdout
+
+    assert main(["--results", str(written.parent), "--no-plots"]) == 0
+    printed = capsys.readouterr().out
+    assert report.format_reparametrization(result["rows"]) in printed
+    assert "MISSING orthogonium" in printed
+
+
+def test_a_part_of_a_table_is_not_written_over_the_whole(tmp_path, pytestconfig, monkeypatch):
+    from bench import conftest
+
+    monkeypatch.setattr(conftest, "RESULTS", tmp_path)
+    tables = conftest.Tables.__new__(conftest.Tables)
+    tables.device, tables.out, tables.about = CPU, None, {}
+    tables.missing = {"weights": {}, "nets": {}}
+    tables.rows = {"step": {"mlp": {}}, "grouped": {"gaussian": {}, "near_orthogonal": {}}}
+    said = tables.write()
+    assert said[0].startswith("not written: step, 1 of 2 rows")
+    assert [file.name for file in tmp_path.glob("*/*")] == ["grouped.json"]
 
 
 def test_report_without_results_says_so(tmp_path, capsys):
     assert main(["--results", str(tmp_path)]) == 2
     assert "no results" in capsys.readouterr().err
+
+
+def test_constants_are_never_said_to_be_closer_to_one_than_they_are():
+    plot = pytest.importorskip("bench.plot")
+    assert plot.said_constant(0.9999, 1 + 8e-7) == "at most 1 + 8e-07"
+    assert plot.said_constant(0.99, 1 - 7e-6) == "at most 1 - 7e-06"
+    assert plot.said_constant(0.3, 0.7581) == "at most 0.758"
+    assert plot.said_constant(1.234, 30.04) == "1.2 to 30.0"
+
+
+def test_plots_are_drawn_from_the_rows(tmp_path):
+    plot = pytest.importorskip("bench.plot")
+    about = {"device_name": "a machine", "threads": 1, "versions": {"torch": torch.__version__}}
+    ratio = {"median": 3.0, "low": 2.5, "high": 3.5}
+    weights = [
+        {"kind": kind, "shape": [8, 8], "contenders": {"deel-torchlip": {"times_ours": ratio}}}
+        for kind in ("gaussian", "near_orthogonal")
+    ]
+    figures = {"ms": ratio, "times_twin": ratio, "lipschitz_at_least": 1, "lipschitz_at_most": 2}
+    steps = [{"shape": "8-4", "batch": 2, "contenders": {"unconstrained": figures}}]
+    for table, rows in (("reparametrization", weights), ("step", steps)):
+        file = tmp_path / f"{table}.png"
+        plot.PLOTS[table](file, {**about, "rows": rows})
+        assert file.read_bytes().startswith(b"\x89PNG")
