@@ -1,4 +1,4 @@
-# make demo | test | bench | lint | format | clean
+# make demo | test | bench | certify-fuzz | fuzz | soak | lint | format | clean
 # TORCH chooses the torch that is installed first: nothing after it may replace it.
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
@@ -9,7 +9,7 @@ BIN := $(VENV)/bin
 # ten times slower where another process has the core that the other thread needs.
 export GOMP_SPINCOUNT ?= 1000
 
-.PHONY: demo test bench lint format clean
+.PHONY: demo test bench certify-fuzz fuzz soak lint format clean
 
 # The whole test environment holds what the demo needs too.
 $(VENV)/.demo: pyproject.toml
@@ -22,14 +22,31 @@ $(VENV)/.dev: $(VENV)/.demo
 	$(BIN)/python -m pip install --quiet --editable ".[dev]"
 	touch $@
 
-demo: $(VENV)/.demo
+# AutoAttack's package is large, and only `make demo ARGS=--audit` needs it.
+$(VENV)/.audit: $(VENV)/.demo
+	$(BIN)/python -m pip install --quiet --editable ".[audit]"
+	touch $@
+
+demo: $(VENV)/.demo $(if $(filter --audit,$(ARGS)),$(VENV)/.audit)
 	$(BIN)/python -m lipkernels.demo $(ARGS)
 
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest $(ARGS)
 
-bench: $(VENV)/.dev
-	$(BIN)/python -m pytest bench --benchmark-enable --benchmark-only $(ARGS)
+# The other libraries name torch without a version: --no-deps keeps the one that is installed.
+PEERS ?= deel-torchlip==1.0.5 orthogonium==0.0.4
+$(VENV)/.bench: $(VENV)/.dev
+	$(BIN)/python -m pip install --quiet --no-deps $(PEERS)
+	touch $@
+
+bench: $(VENV)/.bench
+	$(BIN)/python -m pytest bench --benchmark-enable --benchmark-only \
+		--benchmark-columns=min,median,iqr,rounds $(ARGS)
+	$(BIN)/python -m bench
+
+# 100,000 pathological matrices against exact arithmetic.
+certify-fuzz: $(VENV)/.dev
+	$(BIN)/python -m pytest tests/test_certify_pathological.py --matrices 100000 $(ARGS)
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
