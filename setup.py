@@ -51,7 +51,8 @@ class BuildLibrary(build_ext):
 
 
 headers = [
-    f"csrc/cpu/{name}.h" for name in ("gemm", "polar", "retract", "scratch", "spectrum", "team")
+    f"csrc/cpu/{name}.h"
+    for name in ("gemm", "polar", "retract", "scratch", "sorting", "spectrum", "team")
 ]
 library = Extension(
     "lipkernels._cpu",

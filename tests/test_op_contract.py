@@ -301,7 +301,7 @@ def test_what_an_op_keeps_for_its_backward_is_not_differentiable():
     ):
         assert results[0].requires_grad
         assert not any(t.requires_grad for t in tensors_in(others))
-    _, index = sorting_ops.group_sort(w[0], 1, 0, "reference")
+    _, index = sorting_ops.group_sort_op(w[0], 1, 0, "reference")
     assert not index.requires_grad
 
 
@@ -374,8 +374,8 @@ def data_op_calls():
             yield sampling_ops.depth_to_space, (image, *arguments)
         yield sampling_ops.space_to_depth, (image, 2, 3, "CRD", True, 1.0, "reference")
         yield sampling_ops.depth_to_space, (image, 1, 1, "CRD", True, 1.0, "reference")
-        yield sorting_ops.group_sort, (image, 2, 1, "reference")
-        index = sorting_ops.group_sort(image.detach(), 4, 3, "reference")[1]
+        yield sorting_ops.group_sort_op, (image, 2, 1, "reference")
+        index = sorting_ops.group_sort_op(image.detach(), 4, 3, "reference")[1]
         yield sorting_ops.gather_groups, (image, index, 4, 3, "reference")
         yield sorting_ops.scatter_groups, (image, index, 4, 3, "reference")
         pool = ([2, 3], [2, 2], [1, 0], True, 1e-6, "reference")

@@ -4,6 +4,7 @@
 #include "polar.h"
 #include "retract.h"
 #include "scratch.h"
+#include "sorting.h"
 
 namespace {
 
@@ -11,6 +12,7 @@ using namespace lipkernels;
 
 // Below this many multiplications a second thread costs more than it gives.
 constexpr double MIN_WORK_PER_TEAM = 4e6;
+constexpr double MIN_ELEMENTS_PER_TEAM = 1e5;
 
 // Runs job(team, i, workspace) for every i: small matrices one for each thread, large ones by all
 // threads together. False if there is no memory.
@@ -134,6 +136,29 @@ extern "C" int LK_NAME(polar_project)(int64_t n, const int64_t* table, const dou
          })
              ? 0
              : 1;
+}
+
+// Pairs of 4- or 8-byte floats; see sorting.h.
+extern "C" void LK_NAME(sort_pairs)(const void* x, void* y, uint8_t* index, int64_t rows,
+                                    int64_t inner, int bytes, int threads) {
+  if (double(rows) * double(inner) < MIN_ELEMENTS_PER_TEAM) threads = 1;
+  Team::start(threads, [&](const Team& team) {
+    if (bytes == 4)
+      sort_pairs(team, (const float*)x, (float*)y, index, rows, inner);
+    else
+      sort_pairs(team, (const double*)x, (double*)y, index, rows, inner);
+  });
+}
+
+extern "C" void LK_NAME(swap_pairs)(const void* x, void* y, const uint8_t* index, int64_t rows,
+                                    int64_t inner, int bytes, int threads) {
+  if (double(rows) * double(inner) < MIN_ELEMENTS_PER_TEAM) threads = 1;
+  Team::start(threads, [&](const Team& team) {
+    if (bytes == 4)
+      swap_pairs(team, (const float*)x, (float*)y, index, rows, inner);
+    else
+      swap_pairs(team, (const double*)x, (double*)y, index, rows, inner);
+  });
 }
 
 // A 64-bit fingerprint of the bytes at `data`: which change leaves it alone is a matter of chance,

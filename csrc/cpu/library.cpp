@@ -54,6 +54,8 @@ Scratch::~Scratch() {
   extern "C" int polar_finish_##set(float*, float*, int64_t, int64_t, double, double, int);        \
   extern "C" int polar_retract_##set(int64_t, const int64_t*, const double*, int32_t*, int);       \
   extern "C" int polar_project_##set(int64_t, const int64_t*, const double*, int);                 \
+  extern "C" void sort_pairs_##set(const void*, void*, uint8_t*, int64_t, int64_t, int, int);      \
+  extern "C" void swap_pairs_##set(const void*, void*, const uint8_t*, int64_t, int64_t, int, int); \
   extern "C" uint64_t fingerprint_##set(const void*, int64_t);
 LK_SETS(LK_DECLARE)
 
@@ -116,6 +118,14 @@ extern "C" int lk_polar_retract(int64_t n, const int64_t* table, const double* n
 }
 extern "C" int lk_polar_project(int64_t n, const int64_t* table, const double* numbers, int threads) {
   LK_CALL(polar_project, n, table, numbers, threads)
+}
+extern "C" void lk_sort_pairs(const void* x, void* y, uint8_t* index, int64_t rows, int64_t inner,
+                              int bytes, int threads) {
+  LK_CALL(sort_pairs, x, y, index, rows, inner, bytes, threads)
+}
+extern "C" void lk_swap_pairs(const void* x, void* y, const uint8_t* index, int64_t rows,
+                              int64_t inner, int bytes, int threads) {
+  LK_CALL(swap_pairs, x, y, index, rows, inner, bytes, threads)
 }
 extern "C" uint64_t lk_fingerprint(const void* data, int64_t bytes) {
   LK_CALL(fingerprint, data, bytes)

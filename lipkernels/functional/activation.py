@@ -42,7 +42,7 @@ def group_sort(
             f" got {x.shape[dim]}"
         )
     name = backends.resolve("group_sort", _sorting.FORWARD, x.device, backend)
-    return _sorting.group_sort(x, size, dim, name)[0]
+    return _sorting.group_sort(x, size, dim, name)
 
 
 def max_min(x: Tensor, dim: int = 1) -> Tensor:

@@ -4,23 +4,28 @@ gather and scatter are each other's gradient: the sort can be differentiated any
 as a gradient penalty needs.
 """
 
+from typing import Any
+
+import torch
 from torch import Tensor
 from torch.library import custom_op
 
+from lipkernels.kernels.cpu import sorting as cpu
+from lipkernels.kernels.eager import is_plain_eager
 from lipkernels.reference import sorting as reference
 
-FORWARD = {"reference": reference.group_sort}
-GATHER = {"reference": reference.gather_groups}
-SCATTER = {"reference": reference.scatter_groups}
+FORWARD = {"reference": reference.group_sort, "cpu": cpu.group_sort}
+GATHER = {"reference": reference.gather_groups, "cpu": cpu.gather_groups}
+SCATTER = {"reference": reference.scatter_groups, "cpu": cpu.scatter_groups}
 
 
 @custom_op("lipkernels::group_sort", mutates_args=())
-def group_sort(x: Tensor, group_size: int, dim: int, backend: str) -> tuple[Tensor, Tensor]:
+def group_sort_op(x: Tensor, group_size: int, dim: int, backend: str) -> tuple[Tensor, Tensor]:
     values, index = FORWARD[backend](x, group_size, dim)
     return values, index
 
 
-@group_sort.register_fake
+@group_sort_op.register_fake
 def _(x: Tensor, group_size: int, dim: int, backend: str) -> tuple[Tensor, Tensor]:
     return x.new_empty(x.shape), x.new_empty(x.shape, dtype=reference.index_dtype(group_size))
 
@@ -72,6 +77,32 @@ def _scatter_backward(ctx, grad):
     return gather_groups(grad, index, *ctx.arguments), None, None, None, None
 
 
-group_sort.register_autograd(_sort_backward, setup_context=_setup_sort)
+group_sort_op.register_autograd(_sort_backward, setup_context=_setup_sort)
 gather_groups.register_autograd(_gather_backward, setup_context=_setup_permutation)
 scatter_groups.register_autograd(_scatter_backward, setup_context=_setup_permutation)
+
+
+class _GroupSort(torch.autograd.Function):
+    """The op without its dispatch: see `lipkernels.kernels.eager`."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, group_size: int, dim: int, backend: str) -> Tensor:
+        values, index = FORWARD[backend](x, group_size, dim)
+        ctx.save_for_backward(index)
+        ctx.arguments = group_size, dim, backend
+        return values
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
+        (index,) = ctx.saved_tensors
+        if torch.is_grad_enabled():  # the gradient will be differentiated
+            return scatter_groups(grad, index, *ctx.arguments), None, None, None
+        group_size, dim, backend = ctx.arguments
+        return SCATTER[backend](grad, index, group_size, dim), None, None, None
+
+
+def group_sort(x: Tensor, group_size: int, dim: int, backend: str) -> Tensor:
+    """The sorted values, by the op where something traces, directly where nothing does."""
+    if is_plain_eager((x,)):
+        return _GroupSort.apply(x, group_size, dim, backend)  # pyright: ignore[reportReturnType]
+    return group_sort_op(x, group_size, dim, backend)[0]

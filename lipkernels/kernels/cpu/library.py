@@ -44,6 +44,10 @@ def _load() -> tuple[ctypes.CDLL | None, str]:
     for name, arguments in _SIGNATURES.items():
         function = getattr(library, name)
         function.argtypes, function.restype = arguments, ctypes.c_int
+    for name in ("lk_sort_pairs", "lk_swap_pairs"):
+        function = getattr(library, name)
+        function.argtypes = (_POINTER, _POINTER, _POINTER, _INT64, _INT64, _INT, _INT)
+        function.restype = None
     library.lk_fingerprint.argtypes = (_POINTER, _INT64)
     library.lk_fingerprint.restype = ctypes.c_uint64
     return library, INSTRUCTION_SETS[library.lk_instruction_set()]
