@@ -18,11 +18,37 @@ from lipkernels import functional as F
 Result = tuple[list[Tensor], list[Tensor]]
 
 
+class _Differentiated:
+    """A constraint whose gradient at a weight that satisfies it is that of the constraint's op."""
+
+    def __call__(
+        self,
+        matrices: Sequence[Tensor],
+        scales: Sequence[float],
+        us: Sequence[Tensor],
+        dtype: torch.dtype,
+        check: bool = False,
+    ) -> Result:
+        """The constrained matrices, and the power iteration's vectors for the next call."""
+        raise NotImplementedError
+
+    def tangent(self, grad: Tensor, matrix: Tensor, scale: float, us: Sequence[Tensor]) -> Tensor:
+        """``grad`` through the constraint at ``matrix``, which satisfies it at ``scale``."""
+        with torch.enable_grad():
+            leaf = matrix.detach().requires_grad_()
+            results, _ = self([leaf], [scale], us, leaf.dtype)
+            return torch.autograd.grad(results, leaf, grad)[0]
+
+
 @dataclass(frozen=True)
 class PolarFactor:
     """The converged polar factor: all singular values at the scale."""
 
     uses_vector = False
+
+    def tangent(self, grad: Tensor, matrix: Tensor, scale: float, us: Sequence[Tensor]) -> Tensor:
+        """The projection of ``grad`` on the tangent space: P = scale I there, nothing to solve."""
+        return F.project_tangent(grad, matrix, scale)
 
     def __call__(
         self,
@@ -36,7 +62,7 @@ class PolarFactor:
 
 
 @dataclass(frozen=True)
-class Bjorck:
+class Bjorck(_Differentiated):
     """A Bjorck iteration by name, after spectral normalization."""
 
     beta: float
@@ -69,7 +95,7 @@ class Bjorck:
 
 
 @dataclass(frozen=True)
-class SpectralNormalization:
+class SpectralNormalization(_Differentiated):
     """Division by the largest singular value: it becomes the scale, the others stay below."""
 
     n_iter: int
@@ -90,7 +116,7 @@ class SpectralNormalization:
 
 
 @dataclass(frozen=True)
-class FrobeniusNormalization:
+class FrobeniusNormalization(_Differentiated):
     """Division by the Frobenius norm, of the matrix or of each row."""
 
     per_row: bool

@@ -1,16 +1,14 @@
 """Hold the constraint between optimizer steps, instead of inside autograd.
 
 A layer of this library constrains its raw weight in each forward, and backward differentiates
-through that. A :class:`Retractor` does the work once per optimizer step, outside autograd:
+through that. A :class:`Retractor` does it once after each step of an optimizer, outside autograd:
+the raw weights are put back on the constraint, all in one call, and held. Forward uses them as they
+are; backward projects their gradients on the tangent space of the constraint, which is all that is
+left of differentiating through it.
 
-* before the step, the gradient of each raw weight is projected on the tangent space of the
-  constraint (the optimizer sees the gradient that it would see without a Retractor);
-* after the step, the raw weights are put back on the constraint, all in one call, and held: forward
-  uses them as they are, and costs what an unconstrained layer costs.
-
-The promise is the same. A held weight satisfies it as stored, and one that anybody else changes is
-not trusted: the layer constrains it in forward until the next step of the optimizer (see Note [Held
-weights] in `lipkernels.nn.constrained`).
+The promise is the same, and so are the gradients. A held weight satisfies the promise as stored,
+and one that anybody else changes is not trusted: the layer constrains it in forward until the next
+step of the optimizer (see Note [Held weights] in `lipkernels.nn.constrained`).
 
 Absil, Mahony and Sepulchre, "Optimization algorithms on matrix manifolds", 2008, chapter 4.
 """
@@ -66,29 +64,6 @@ def _scales(layers: Sequence[ConstrainedWeight]) -> list[float]:
     return [layer.matrix_scale() for layer in layers]
 
 
-def _project(layers: Sequence[ConstrainedWeight]) -> None:
-    """Gradients of layers with one constraint, in place, to its tangent space."""
-    layers = [layer for layer in layers if layer.raw_weight.grad is not None and layer.is_held()]
-    if not layers:
-        return
-    constraint, matrices, scales = layers[0].constraint, _matrices(layers), _scales(layers)
-    raw_grads: list[Tensor] = [g for layer in layers if (g := layer.raw_weight.grad) is not None]
-    grads = [layer.matrix(g) for layer, g in zip(layers, raw_grads, strict=True)]
-    if isinstance(constraint, constraints.PolarFactor):
-        projected = F.project_tangent(grads, matrices, scales)
-    else:
-        # The other constraints are cheap enough to be differentiated as they are.
-        with torch.enable_grad():
-            matrices = [m.requires_grad_() for m in matrices]
-            us = [
-                u for layer, m in zip(layers, matrices, strict=True) for u in layer.start_vectors(m)
-            ]
-            results, _ = constraint(matrices, scales, us, matrices[0].dtype)
-            projected = torch.autograd.grad(results, matrices, grads)
-    for grad, new in zip(raw_grads, projected, strict=True):
-        grad.copy_(new.reshape(grad.shape))
-
-
 def _retract(layers: Sequence[ConstrainedWeight], exactly: bool) -> None:
     """Raw weights of layers with one constraint, in place, back on it; then hold them."""
     constraint, matrices, scales = layers[0].constraint, _matrices(layers), _scales(layers)
@@ -123,7 +98,6 @@ class Retractor:
             share a raw weight have to share its constraint, or ValueError is raised.
 
     The raw weights are overwritten by the constrained ones; the model computes the same function.
-    The gradients in ``.grad`` are overwritten by their projections in ``optimizer.step()``.
     Autocast uses weights in other formats, and torch.compile cannot look at their bytes: there,
     layers constrain as ever. A layer that is given another constant, or raw weight, while attached
     is constrained in forward until the next step.
@@ -144,7 +118,6 @@ class Retractor:
             raise TypeError(
                 f"optimizer: expected a torch.optim.Optimizer, got {type(optimizer).__name__}"
             )
-        self._handles.append(optimizer.register_step_pre_hook(self._before_step))
         self._handles.append(optimizer.register_step_post_hook(self._after_step))
         self.retract(exactly=True)
         return self
@@ -175,11 +148,6 @@ class Retractor:
     def _stepped(self, optimizer: torch.optim.Optimizer) -> list[list[ConstrainedWeight]]:
         stepped = {id(p) for group in optimizer.param_groups for p in group["params"]}
         return _by_constraint(layer for layer in self._layers if id(layer.raw_weight) in stepped)
-
-    @torch.no_grad()
-    def _before_step(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
-        for group in self._stepped(optimizer):
-            _project(group)
 
     @torch.no_grad()
     def _after_step(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:

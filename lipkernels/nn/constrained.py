@@ -16,6 +16,7 @@ state make it differ, and the layer constrains its weight as if nobody had held 
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -29,6 +30,29 @@ from lipkernels.nn.module import LipschitzModule
 def _version(tensor: Tensor) -> int:
     """How often ``tensor`` was written to in place; tensors of inference mode do not count."""
     return 0 if tensor.is_inference() else tensor._version
+
+
+class _HeldWeight(torch.autograd.Function):
+    """A weight that satisfies its constraint, with the gradient that constraining it would give.
+
+    So gradients are the same ones whether a weight is held or not, wherever they are looked at:
+    accumulated, clipped, reduced over processes.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, raw: Tensor, layer: ConstrainedWeight) -> Tensor:
+        ctx.layer, ctx.scale = layer, layer.matrix_scale()
+        ctx.save_for_backward(raw)
+        return raw.detach()
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, *grad_outputs: Any) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
+        (raw,), (grad,), layer = ctx.saved_tensors, grad_outputs, ctx.layer
+        matrix = layer.matrix(raw.detach())
+        us = layer.start_vectors(matrix)
+        along = layer.constraint.tangent(layer.matrix(grad), matrix, ctx.scale, us)
+        return along.reshape(raw.shape), None
 
 
 class ConstrainedWeight(LipschitzModule):
@@ -143,7 +167,8 @@ class ConstrainedWeight(LipschitzModule):
     def _constrained_weight(self) -> Tensor:
         raw = self.raw_weight
         if self.is_held():
-            return raw
+            needs_grad = raw.requires_grad and torch.is_grad_enabled()
+            return _HeldWeight.apply(raw, self) if needs_grad else raw.detach()
         dtype = self.weight_dtype()
         if self._prepared is not None and self._is_current():
             wanted = (dtype, raw.requires_grad and torch.is_grad_enabled())
