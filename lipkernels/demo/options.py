@@ -67,6 +67,11 @@ def parser() -> argparse.ArgumentParser:
         "--quick", action="store_true",
         help="scikit-learn's 8x8 digits and a tiny net: seconds instead of a minute",
     )  # fmt: skip
+    p.add_argument(
+        "--hold", choices=("retract", "reparametrize"), default="retract",
+        help="keep the constraint after each step of the optimizer, or inside autograd"
+        " (default: retract, the faster one)",
+    )  # fmt: skip
     p.add_argument("--epochs", type=_at_least(1), help="passes over the training images")
     p.add_argument(
         "--seed", type=_at_least(0), default=0,

@@ -17,7 +17,7 @@ import lipkernels.nn as lnn
 from lipkernels import certify, export
 from lipkernels.demo import attack, audit, autoattack, data, measure, nets, plot
 from lipkernels.demo.example import find_example
-from lipkernels.demo.preset import FULL, QUICK, Preset
+from lipkernels.demo.preset import ADAM, FULL, QUICK, Preset
 from lipkernels.demo.train import Recipe, fit
 
 
@@ -26,14 +26,15 @@ def _train(
 ) -> tuple[nn.Module, nn.Module, dict[str, Any], dict[str, Any]]:
     """Both networks, trained on the same batches, and what is to be said of each training."""
     epochs = opts.epochs or preset.epochs
-    ours_recipe = Recipe(epochs, preset.peak, shift=preset.shift)
+    peak, beta2 = ADAM[opts.hold]
+    ours_recipe = Recipe(epochs, peak, shift=preset.shift, beta2=beta2)
     twin_recipe = Recipe(epochs, preset.twin_peak, shift=preset.shift)
     margin = lnn.MarginCrossEntropyLoss(temperature=preset.temperature, offset=preset.offset)
 
     torch.manual_seed(opts.seed)
     ours = nets.lipschitz_net(opts.model, digits.shape).to(opts.device)
     twin = nets.plain_twin(opts.model, digits.shape).to(opts.device)
-    timing = fit(ours, margin, digits, ours_recipe, opts.seed, lipkernels.grouped, "1-Lipschitz")
+    timing = fit(ours, margin, digits, ours_recipe, opts.seed, opts.hold, "1-Lipschitz")
     say(f"  1-Lipschitz net: {timing.steps} steps in {timing.seconds:.1f} s")
     other = fit(twin, nn.CrossEntropyLoss(), digits, twin_recipe, opts.seed, title="ReLU twin")
     say(f"  ReLU twin:       {other.steps} steps in {other.seconds:.1f} s")
@@ -41,7 +42,12 @@ def _train(
     margin_said = (
         f"MarginCrossEntropyLoss(temperature={preset.temperature}, offset={preset.offset})"
     )
-    ours_said = {**vars(timing), "recipe": vars(ours_recipe), "loss": margin_said}
+    ours_said = {
+        **vars(timing),
+        "hold": opts.hold,
+        "recipe": vars(ours_recipe),
+        "loss": margin_said,
+    }
     twin_said = {**vars(other), "recipe": vars(twin_recipe), "loss": "CrossEntropyLoss()"}
     return ours, twin, ours_said, twin_said
 

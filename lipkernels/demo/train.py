@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from lipkernels import Retractor, grouped
 from lipkernels.demo.data import Digits, random_shift
 
 
@@ -22,6 +23,11 @@ class Recipe:
     batch: int = 128
     warm_up: float = 0.2
     shift: int = 1
+    beta2: float = 0.999
+
+
+# How the constraint of a network is held in training; "no" for one that has none.
+HOLDS = ("retract", "reparametrize", "no")
 
 
 @dataclass(frozen=True)
@@ -39,18 +45,25 @@ def fit(
     digits: Digits,
     recipe: Recipe,
     seed: int,
-    around_forward: Callable[[nn.Module], AbstractContextManager] = lambda net: nullcontext(),
+    hold: str = "no",
     title: str = "training",
 ) -> Timing:
     """Train `net` in place: Adam, one-cycle learning rate, random shifts of whole pixels.
 
-    Two calls with the same seed see the same batches and the same shifts.
+    Two calls with the same seed see the same batches and the same shifts. `hold` is one of HOLDS.
     """
+    if hold not in HOLDS:
+        raise ValueError(f"hold: expected one of {HOLDS}, got {hold!r}")
     generator = torch.Generator().manual_seed(seed)
     images, labels = digits.train_images, digits.train_labels
     batches = -(-len(images) // recipe.batch)
     steps = recipe.epochs * batches
-    optimizer = torch.optim.Adam(net.parameters(), lr=recipe.peak)
+    optimizer = torch.optim.Adam(net.parameters(), lr=recipe.peak, betas=(0.9, recipe.beta2))
+    holding: AbstractContextManager = nullcontext()
+    if hold == "retract":
+        holding = Retractor(net).attach(optimizer)
+    elif hold == "reparametrize":
+        holding = grouped(net)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimizer, max_lr=recipe.peak, total_steps=steps, pct_start=recipe.warm_up
     )
@@ -58,7 +71,7 @@ def fit(
     laps = []
     start = time.perf_counter()
     # disable=None: no bar where nobody watches one (a log file, CI).
-    with tqdm(total=steps, desc=title, unit="step", disable=None, leave=False) as bar:
+    with holding, tqdm(total=steps, desc=title, unit="step", disable=None, leave=False) as bar:
         for epoch in range(recipe.epochs):
             total = torch.zeros((), device=images.device)
             order = torch.randperm(len(images), generator=generator).to(images.device)
@@ -66,9 +79,8 @@ def fit(
                 lap = time.perf_counter()
                 x = random_shift(images[batch], recipe.shift, generator)
                 optimizer.zero_grad()
-                with around_forward(net):
-                    value = loss(net(x), labels[batch])
-                    value.backward()
+                value = loss(net(x), labels[batch])
+                value.backward()
                 optimizer.step()
                 schedule.step()
                 if images.device.type == "cuda":
