@@ -25,6 +25,7 @@ ALLOWED = {
     "group": {"nn"},
     "export": {"nn"},
     "metrics": set(),
+    "checkpoint": {"certify"},
     "demo": None,  # an application: anything
     "__init__": None,
 }
