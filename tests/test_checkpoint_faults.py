@@ -48,7 +48,7 @@ def test_kill_9_leaves_the_old_file_or_the_new_one(tmp_path):
     assert counts["at random"] == AT_RANDOM
     old, new = (counts[f"inside a save: the {which} file"] for which in ("old", "new"))
     # The test has power only if most kills hit a save, before the rename and after it.
-    assert old + new >= 0.8 * AT_RANDOM + 5 * AT_PHASES
+    assert old + new >= 0.5 * AT_RANDOM + 5 * AT_PHASES
     assert old >= 3 * AT_PHASES and new >= 2 * AT_PHASES
     assert counts["left after the next save"] == 0
 
