@@ -18,6 +18,10 @@ def symmetric_pad(x: Tensor, pad: Sequence[int]) -> Tensor:
     >>> symmetric_pad(torch.tensor([[1, 2, 3]]), (2, 1))
     tensor([[2, 1, 1, 2, 3, 3]])
     """
+    if not isinstance(x, Tensor):
+        raise TypeError(f"input: expected a Tensor, got {type(x).__name__}")
+    if not all(isinstance(width, int) for width in pad):
+        raise TypeError(f"pad: expected integers, got {pad}")
     if len(pad) % 2 or len(pad) // 2 > x.dim():
         raise ValueError(f"pad: expected (left, right) for up to {x.dim()} dimensions, got {pad}")
     for i, width in enumerate(pad):

@@ -105,7 +105,8 @@ def _by_dtype(
         w.to(kind, copy=True) if w.numel() == 0 else w
         for w, kind in zip(weights, wanted, strict=True)
     ]
-    for kind in dict.fromkeys(wanted):
+    # No weights have no scales either.
+    for kind in dict.fromkeys(wanted or [torch.float64]):
         scales = _checked_scales(scale, len(weights), kind)
         members = [i for i, w in enumerate(weights) if wanted[i] == kind and w.numel() > 0]
         if members:
@@ -125,6 +126,7 @@ def initial_vector(weight: Tensor) -> Tensor:
     >>> initial_vector(torch.empty(3, 5)).shape
     torch.Size([3])
     """
+    _checked_weights(weight, False)
     rows = weight.shape[-2]
     kind = torch.promote_types(weight.dtype, torch.float32)
     # Irrational steps: no structured matrix is likely to have its top vector orthogonal to it.

@@ -21,6 +21,8 @@ from lipkernels.nn import plain
 from lipkernels.nn.module import LipschitzFunction
 from lipkernels.reference import pooling as reference
 
+_FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+
 
 def _pair(name: str, value: int | Sequence[int], least: int) -> tuple[int, int]:
     pair = tuple(value) if isinstance(value, Sequence) else (value, value)
@@ -36,6 +38,8 @@ def _check_image(x: Tensor) -> None:
         raise ValueError(
             f"input: expected (N, C, H, W) or (C, H, W), got {x.dim()} dimensions {tuple(x.shape)}"
         )
+    if x.dtype not in _FLOATS:
+        raise TypeError(f"input: expected a floating-point dtype, got {x.dtype}")
 
 
 class _WindowPool2d(LipschitzFunction):
