@@ -23,7 +23,8 @@ MODERATE = st.sampled_from(("normal", "zero", "constant", "ties"))
 
 
 def finite(x):
-    return bool(torch.isfinite(x).all())
+    wide = x.double() if x.is_floating_point() else x  # float8 has no arithmetic
+    return bool(torch.isfinite(wide).all())
 
 
 # --------------------------------------------------------------------------------------- layers
@@ -69,13 +70,14 @@ def test_layers(drawn):
     if y is None:
         return
     y = y[0]
-    # A convolution of another memory layout may sum in another order.
-    if y.dtype in FLOATS:
-        torch.testing.assert_close(y, again[0], rtol=2e-2, atol=2e-2, equal_nan=True)
-    else:
+    assert y.dtype == again[0].dtype and y.shape == again[0].shape
+    if x.dtype not in FLOATS:
         assert same(y, again[0]), name
     numbers = [x, *module.parameters()]
+    # Elsewhere a sum may overflow in one order and not in another.
     if all(t.dtype in FLOATS and finite(t) and bool((t.abs() < 100).all()) for t in numbers):
+        # A convolution of another memory layout may sum in another order.
+        torch.testing.assert_close(y, again[0], rtol=2e-2, atol=2e-2)
         assert finite(y), name
         z = contiguous(x).requires_grad_()
         module(z).sum().backward()
@@ -90,11 +92,14 @@ def test_models(data):
     reference = call("forward", model, x)
     if reference is None or not all(map(finite, (x, *model.parameters()))):
         x = layer.input()
-        for p in model.parameters():
-            p.data.normal_()
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            for p in model.parameters():
+                p.data.normal_()
         reference = call("forward", model, x)
     expected = reference[0]
-    small_enough = finite(expected) and bool((expected.abs() < 1e6).all())
+    small_enough = expected.dtype == torch.float32 and finite(expected)
+    small_enough = small_enough and bool((expected.abs() < 1e6).all())
 
     with lk.grouped(model):
         assert same(call("grouped", model, x)[0], expected)
@@ -106,7 +111,9 @@ def test_models(data):
     bound = certify.lipschitz_bound(model)
     CALLS["lipschitz_bound"] += 1
     promised = module.lipschitz_constant
-    assert float(bound) <= promised * (1 + 1e-6)
+    within(module)
+    # Where a layer's singular values lie within 1e-5, its bound is a few 1e-6 loose, not 1e-9.
+    assert float(bound) <= promised * (1 + 1e-5)
     if small_enough:
         close = {
             "rtol": 1e-3,
@@ -122,7 +129,8 @@ def test_models(data):
     assert all(same(a, b) for a, b in zip(other.parameters(), model.parameters(), strict=True))
 
     call("condense", lk.condense, model)
-    assert float(certify.lipschitz_bound(model)) <= promised * (1 + 1e-6)
+    within(module)
+    assert float(certify.lipschitz_bound(model)) <= promised * (1 + 1e-5)
 
 
 PATH = ""
@@ -275,7 +283,7 @@ def test_convolutions(data):
     within(module)
     if y is None or not finite(module.raw_weight) or not x.numel():
         return
-    z = x + torch.randn_like(x)
+    z = x + torch.linspace(-1, 2, x.numel(), dtype=x.dtype).reshape(x.shape)
     gap = torch.linalg.vector_norm(y[0] - module(z))
     assert float(gap) <= module.k_coef_lip * float(torch.linalg.vector_norm(x - z)) * (1 + 1e-12)
 
@@ -338,12 +346,13 @@ def test_losses(name, reduction, f, target, labels):
         target = {"indices": index, "one-hot": one_hot, "signs": 2 * one_hot - 1}[labels]
     loss = LOSSES[name](reduction)
     got = call(name, loss, f, target)
-    again = call(name, loss, contiguous(f), contiguous(target))
+    # A new one: the temperature of a soft loss follows the logits that it has seen.
+    again = call(name, LOSSES[name](reduction), contiguous(f), contiguous(target))
     assert (got is None) == (again is None)
     if got is None:
         return
     torch.testing.assert_close(got[0], again[0], rtol=1e-5, atol=1e-5, equal_nan=True)
-    if finite(f) and (not f.numel() or f.abs().max() < 1e3):
+    if finite(f) and (not f.numel() or f.double().abs().max() < 1e3):
         assert finite(got[0]), name
         z = contiguous(f).requires_grad_()
         loss(z, target).sum().backward()

@@ -48,7 +48,8 @@ def _checked_weights(weight: Weights, check: bool) -> list[Tensor]:
         raise ValueError(
             f"weights: expected one device, got {sorted({str(w.device) for w in weights})}"
         )
-    return weights
+    # Sums over another memory layout may round otherwise: the same values give the same bits.
+    return [w.contiguous() for w in weights]
 
 
 def _checked_scales(scale: Scales, n: int, dtype: torch.dtype) -> list[float]:
@@ -85,6 +86,11 @@ def _checked_vectors(u: Tensor | Sequence[Tensor] | None, weights: list[Tensor])
                 f"u {i}: expected shape {tuple(w.shape[:-1])}, got {tuple(vector.shape)}"
             )
     return us
+
+
+def _wide_enough(weight: Tensor, dtype: torch.dtype) -> Tensor:
+    """For a result in float64, to whose digits a computation in float32 keeps no bound."""
+    return weight.to(dtype) if dtype == torch.float64 else weight
 
 
 def _by_dtype(
@@ -159,7 +165,7 @@ def polar_factor(
     weights = _checked_weights(weight, check)
 
     def call(members: list[int], scales: list[float], kind: torch.dtype) -> list[Tensor]:
-        chosen = [weights[i] for i in members]
+        chosen = [_wide_enough(weights[i], kind) for i in members]
         name = backends.resolve("polar_factor", _polar.FORWARD, chosen[0].device, backend)
         return _polar.polar_factor(chosen, scales, kind, name)[0]
 
@@ -304,7 +310,7 @@ def frobenius_normalize(
     weights = _checked_weights(weight, check)
 
     def call(members: list[int], scales: list[float], kind: torch.dtype) -> list[Tensor]:
-        chosen = [weights[i] for i in members]
+        chosen = [_wide_enough(weights[i], kind) for i in members]
         device = chosen[0].device
         name = backends.resolve("frobenius_normalize", _frobenius.FORWARD, device, backend)
         return _frobenius.frobenius_normalize(chosen, scales, kind, per_row, name)
