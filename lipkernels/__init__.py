@@ -1,6 +1,6 @@
 """lipkernels: Lipschitz-constrained layers for PyTorch."""
 
-from lipkernels import backends, certify, functional, metrics, nn, parametrizations
+from lipkernels import backends, certify, checkpoint, functional, metrics, nn, parametrizations
 from lipkernels.backends import BackendUnavailableError, use_backend
 from lipkernels.export import condense, vanilla_export
 from lipkernels.group import group_weights, grouped
@@ -14,6 +14,7 @@ __all__ = [
     "__version__",
     "backends",
     "certify",
+    "checkpoint",
     "condense",
     "functional",
     "group_weights",

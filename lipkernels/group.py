@@ -9,6 +9,9 @@ A forward that is interrupted (KeyboardInterrupt) leaves its results behind unti
 layer called by itself in between uses them only if its Parameter was not replaced or written to
 since. A write through ``.data`` escapes that check.
 
+Threads that run one model at the same time prepare weights of their own each. Turn the switch while
+none of them is in a forward: one that is would keep its results, as after an interrupt.
+
 Not for models that checkpoint activations inside their forward: the recomputation in backward finds
 no prepared weights, and torch raises CheckpointError.
 """

@@ -35,7 +35,7 @@ def _down(x: Tensor) -> Tensor:
 def _check_logits(logits: object) -> Tensor:
     if not isinstance(logits, Tensor):
         raise TypeError(f"logits must be a tensor, got {type(logits).__name__}")
-    if not logits.is_floating_point():
+    if not logits.is_floating_point() or logits.element_size() == 1:  # float8 has no arithmetic
         raise TypeError(f"logits must have a real floating-point dtype, got {logits.dtype}")
     if logits.dim() != 2 or logits.shape[1] == 0:
         raise ValueError(
@@ -52,6 +52,8 @@ def _check_labels(logits: Tensor, labels: object) -> Tensor:
     n, n_classes = logits.shape
     if labels.shape != (n,) and not (n_classes == 1 and labels.shape == (n, 1)):
         raise ValueError(f"labels must have shape ({n},), got {tuple(labels.shape)}")
+    if labels.is_floating_point() and labels.element_size() == 1:
+        raise TypeError(f"labels must have a dtype that can be compared, got {labels.dtype}")
     if labels.device != logits.device:
         raise ValueError(
             f"labels must be on the device of logits, {logits.device}, got {labels.device}"

@@ -31,7 +31,10 @@ class _Parametrization(nn.Module):
         self.register_buffer("u", None, persistent=False)
 
     def forward(self, weight: Tensor) -> Tensor:
-        matrix = weight if weight.dim() == 2 else weight.reshape(weight.shape[0], -1)
+        if weight.dim() == 0:
+            raise ValueError("weight: expected at least 1 dimension, got shape ()")
+        # A vector is a column. Not reshape(rows, -1), which no-one can tell for an empty weight.
+        matrix = weight.unsqueeze(-1) if weight.dim() == 1 else weight.flatten(1)
         us = [self._vector(matrix)] if self.constraint.uses_vector else []
         # Rounded, within the bound, to what autocast will round it to; returned in its own dtype.
         dtype = forward_dtype(weight)

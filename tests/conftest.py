@@ -1,5 +1,7 @@
 """One thread: the matrices here are tiny, and OpenMP's barriers would cost ten times their work."""
 
+import sys
+
 import pytest
 import torch
 
@@ -21,3 +23,14 @@ def pytest_addoption(parser):
         default=None,
         help="a model.pt that the demo wrote, for test_certify_attack.py to attack",
     )
+
+
+def pytest_terminal_summary(terminalreporter):
+    """What the random calls of this run came to."""
+    fuzzing = sys.modules.get("fuzzing")
+    if fuzzing is not None and fuzzing.CALLS:
+        calls, refused = sum(fuzzing.CALLS.values()), sum(fuzzing.REFUSED.values())
+        terminalreporter.write_line(
+            f"random calls: {calls} of {len(fuzzing.CALLS)} public names, {calls - refused} with a"
+            f" result, {refused} refused as documented"
+        )

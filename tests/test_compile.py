@@ -80,7 +80,7 @@ def test_net(how):
     else:
         with grouped(net):
             assert_equal(run(function, net, x), expected)
-    assert all(layer._prepared is None for layer in net.modules() if hasattr(layer, "raw_weight"))
+    assert all(layer.prepared() is None for layer in net.modules() if hasattr(layer, "raw_weight"))
 
 
 def test_training_steps_are_those_of_eager():

@@ -58,7 +58,7 @@ def layers_of(model):
 
 
 def nothing_left(model):
-    return all(layer._prepared is None for layer in layers_of(model))
+    return all(layer.prepared() is None for layer in layers_of(model))
 
 
 # ------------------------------------------------------------------------------------- one call

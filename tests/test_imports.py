@@ -26,6 +26,7 @@ ALLOWED = {
     "retract": {"constraints", "functional", "nn"},
     "export": {"nn"},
     "metrics": set(),
+    "checkpoint": {"certify"},
     "demo": None,  # an application: anything
     "__init__": None,
 }

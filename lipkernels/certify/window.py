@@ -44,6 +44,11 @@ def _smallest_size(left: int, right: int, mode: str) -> int:
     )
 
 
+def smallest_input(kernel: int, left: int, right: int, dilation: int, mode: str) -> int:
+    """The least size, in one dimension, that the padding allows and the window fits in."""
+    return max(1, _smallest_size(left, right, mode), dilation * (kernel - 1) + 1 - left - right)
+
+
 def _check_window(kernel: int, stride: int, dilation: int, mode: str) -> None:
     if min(kernel, stride, dilation) < 1:
         raise ValueError(
@@ -54,8 +59,8 @@ def _check_window(kernel: int, stride: int, dilation: int, mode: str) -> None:
         raise ValueError(f"padding_mode: expected one of {_MODES}, got {mode!r}")
 
 
-def _check_size(size: int, extent: int, left: int, right: int, mode: str) -> None:
-    least = max(_smallest_size(left, right, mode), extent - left - right)
+def _check_size(size: int, kernel: int, left: int, right: int, dilation: int, mode: str) -> None:
+    least, extent = smallest_input(kernel, left, right, dilation, mode), dilation * (kernel - 1) + 1
     if size < least:
         raise ValueError(
             f"size: expected at least {least} for a kernel that spans {extent} and {mode} padding"
@@ -95,7 +100,7 @@ def max_reads(
     """
     _check_window(kernel, stride, dilation, mode)
     if size is not None:
-        _check_size(size, dilation * (kernel - 1) + 1, left, right, mode)
+        _check_size(size, kernel, left, right, dilation, mode)
         return _reads_at_size(kernel, stride, left, right, dilation, mode, size)
     unpadded = math.ceil(kernel * math.gcd(dilation, stride) / stride)
     if mode == "zeros" or left == right == 0:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -9,10 +11,22 @@ from lipkernels import backends
 from lipkernels.kernels import sorting as _sorting
 from lipkernels.reference import activation as _activation
 
+_FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+_SIGNED = (*_FLOATS, torch.int64, torch.int32, torch.int16, torch.int8)
+_ORDERED = (*_SIGNED, torch.uint8, torch.bool)
+
+
+def _check(name: str, x: Tensor, dtypes: Sequence[torch.dtype]) -> None:
+    if not isinstance(x, Tensor):
+        raise TypeError(f"{name}: expected a Tensor, got {type(x).__name__}")
+    if x.dtype not in dtypes:
+        known = ", ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
+        raise TypeError(f"{name}: expected a dtype among {known}, got {x.dtype}")
+
 
 def _checked_dim(x: Tensor, dim: int) -> int:
-    if not isinstance(x, Tensor):
-        raise TypeError(f"input: expected a Tensor, got {type(x).__name__}")
+    if isinstance(dim, bool) or not isinstance(dim, int):
+        raise TypeError(f"dim: expected an integer, got {dim!r}")
     if not -x.dim() <= dim < x.dim():
         raise ValueError(f"dim: expected one of the input's {x.dim()} dimensions, got {dim}")
     return dim % x.dim()
@@ -30,6 +44,7 @@ def group_sort(
     >>> group_sort(torch.tensor([[3.0, 1.0, 2.0, 5.0]]), 2)
     tensor([[1., 3., 2., 5.]])
     """
+    _check("input", x, _ORDERED)
     dim = _checked_dim(x, dim)
     size = x.shape[dim] if group_size is None else group_size
     if not isinstance(size, int) or (size < 1 and x.shape[dim] > 0):
@@ -51,6 +66,7 @@ def max_min(x: Tensor, dim: int = 1) -> Tensor:
     >>> max_min(torch.tensor([[1.0, -2.0]])).abs()
     tensor([[1., 0., 0., 2.]])
     """
+    _check("input", x, _SIGNED)
     return _activation.max_min(x, _checked_dim(x, dim))
 
 
@@ -64,6 +80,8 @@ def householder(x: Tensor, theta: Tensor, dim: int = 1) -> Tensor:
     >>> householder(torch.tensor([[2.0, 1.0]]), torch.tensor([torch.pi / 2])).round()
     tensor([[1., 2.]])
     """
+    _check("input", x, _FLOATS)
+    _check("theta", theta, _FLOATS)
     dim = _checked_dim(x, dim)
     if theta.dim() != 1 or x.shape[dim] != 2 * theta.shape[0]:
         raise ValueError(
@@ -80,8 +98,8 @@ def lprelu(x: Tensor, slope: Tensor) -> Tensor:
     >>> lprelu(torch.tensor([[-2.0, 1.0]]), torch.tensor([4.0]))
     tensor([[-2.,  1.]])
     """
-    if not isinstance(x, Tensor):
-        raise TypeError(f"input: expected a Tensor, got {type(x).__name__}")
+    _check("input", x, _FLOATS)
+    _check("slope", slope, _FLOATS)
     channels = x.shape[1] if x.dim() > 1 else 1
     if slope.dim() != 1 or slope.shape[0] not in (1, channels):
         raise ValueError(f"slope: expected shape (1,) or ({channels},), got {tuple(slope.shape)}")

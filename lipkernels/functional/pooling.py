@@ -26,15 +26,20 @@ def _checked_padding(padding: int | Sequence[int], kernel: Sequence[int]) -> lis
     return pair
 
 
-def _check_image(x: Tensor, kernel: Sequence[int], pad: Sequence[int], ceil_mode: bool) -> None:
+def _check_image(
+    x: Tensor, kernel: Sequence[int], step: Sequence[int], pad: Sequence[int], ceil_mode: bool
+) -> None:
     if not isinstance(x, Tensor):
         raise TypeError(f"input: expected a Tensor, got {type(x).__name__}")
     if x.dim() not in (3, 4):
         raise ValueError(f"input: expected 3 or 4 dimensions, got {tuple(x.shape)}")
+    if x.shape[-3] < 1:
+        raise ValueError(f"input: expected at least one channel, got shape {tuple(x.shape)}")
     if x.dtype not in _FLOATS:
         raise TypeError(f"input: expected a floating-point dtype, got {x.dtype}")
-    for size, k, p in zip(x.shape[-2:], kernel, pad, strict=True):
-        if size < 1 or (size + 2 * p < k and not ceil_mode):
+    for size, k, s, p in zip(x.shape[-2:], kernel, step, pad, strict=True):
+        # With ceil_mode a window may reach over the border by less than a step.
+        if size < 1 or size + 2 * p <= (k - s if ceil_mode else k - 1):
             raise ValueError(
                 f"input: expected an image that a window of {tuple(kernel)} with padding"
                 f" {tuple(pad)} fits in, got {tuple(x.shape[-2:])}"
@@ -65,6 +70,6 @@ def l2_norm_pool2d(
     kernel = list(checked_pair(kernel_size))
     step = kernel if stride is None else list(checked_pair(stride))
     pad = _checked_padding(padding, kernel)
-    _check_image(x, kernel, pad, ceil_mode)
+    _check_image(x, kernel, step, pad, ceil_mode)
     name = backends.resolve("l2_norm_pool2d", _pooling.FORWARD, x.device, backend)
     return _pooling.l2_norm_pool2d(x, kernel, step, pad, ceil_mode, float(eps), name)

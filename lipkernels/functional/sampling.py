@@ -39,9 +39,11 @@ def _checked_factor(x: Tensor, scale: float) -> float:
         raise TypeError(f"scale: expected a number, got {scale!r}")
     if not 0 < scale < math.inf:
         raise ValueError(f"scale: expected a positive finite number, got {scale!r}")
-    if scale != 1 and not (x.is_floating_point() or x.is_complex()):
+    arithmetic = x.is_complex() or (x.is_floating_point() and x.element_size() > 1)
+    if scale != 1 and not arithmetic:  # float8 has none
         raise TypeError(
-            f"input: expected a floating-point dtype for a scale of {scale}, got {x.dtype}"
+            f"input: expected a floating-point dtype of 16 bits or more for a scale of {scale},"
+            f" got {x.dtype}"
         )
     return float(scale)
 

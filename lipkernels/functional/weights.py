@@ -48,7 +48,8 @@ def checked_weights(weight: Weights, check: bool) -> list[Tensor]:
         raise ValueError(
             f"weights: expected one device, got {sorted({str(w.device) for w in weights})}"
         )
-    return weights
+    # Sums over another memory layout may round otherwise: the same values give the same bits.
+    return [w.contiguous() for w in weights]
 
 
 def checked_scales(scale: Scales, n: int, dtype: torch.dtype) -> list[float]:
@@ -87,6 +88,11 @@ def _checked_vectors(u: Tensor | Sequence[Tensor] | None, weights: list[Tensor])
     return us
 
 
+def _wide_enough(weight: Tensor, dtype: torch.dtype) -> Tensor:
+    """For a result in float64, to whose digits a computation in float32 keeps no bound."""
+    return weight.to(dtype) if dtype == torch.float64 else weight
+
+
 def by_dtype(
     weights: list[Tensor],
     scale: Scales,
@@ -105,7 +111,8 @@ def by_dtype(
         w.to(kind, copy=True) if w.numel() == 0 else w
         for w, kind in zip(weights, wanted, strict=True)
     ]
-    for kind in dict.fromkeys(wanted):
+    # No weights have no scales either.
+    for kind in dict.fromkeys(wanted or [torch.float64]):
         scales = checked_scales(scale, len(weights), kind)
         members = [i for i, w in enumerate(weights) if wanted[i] == kind and w.numel() > 0]
         if members:
@@ -125,6 +132,7 @@ def initial_vector(weight: Tensor) -> Tensor:
     >>> initial_vector(torch.empty(3, 5)).shape
     torch.Size([3])
     """
+    _checked_weights(weight, False)
     rows = weight.shape[-2]
     kind = torch.promote_types(weight.dtype, torch.float32)
     # Irrational steps: no structured matrix is likely to have its top vector orthogonal to it.
@@ -157,7 +165,7 @@ def polar_factor(
     weights = checked_weights(weight, check)
 
     def call(members: list[int], scales: list[float], kind: torch.dtype) -> list[Tensor]:
-        chosen = [weights[i] for i in members]
+        chosen = [_wide_enough(weights[i], kind) for i in members]
         name = backends.resolve("polar_factor", _polar.FORWARD, chosen[0].device, backend)
         return _polar.polar_factor(chosen, scales, kind, name)
 
@@ -302,7 +310,7 @@ def frobenius_normalize(
     weights = checked_weights(weight, check)
 
     def call(members: list[int], scales: list[float], kind: torch.dtype) -> list[Tensor]:
-        chosen = [weights[i] for i in members]
+        chosen = [_wide_enough(weights[i], kind) for i in members]
         device = chosen[0].device
         name = backends.resolve("frobenius_normalize", _frobenius.FORWARD, device, backend)
         return _frobenius.frobenius_normalize(chosen, scales, kind, per_row, name)

@@ -13,6 +13,9 @@ from lipkernels.nn import plain
 from lipkernels.nn.module import LipschitzFunction
 from lipkernels.reference import activation as reference
 
+_FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+_WITH_ABS = (*_FLOATS, torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
+
 
 def _times(x: Tensor, k: float) -> Tensor:
     return x if k == 1.0 else x * k
@@ -118,6 +121,11 @@ class Abs(LipschitzFunction):
         self.k_coef_lip = k_coef_lip
 
     def forward(self, x: Tensor) -> Tensor:
+        if not isinstance(x, Tensor):
+            raise TypeError(f"input: expected a Tensor, got {type(x).__name__}")
+        if x.dtype not in _WITH_ABS:
+            known = ", ".join(str(dtype).removeprefix("torch.") for dtype in _WITH_ABS)
+            raise TypeError(f"input: expected a dtype among {known}, got {x.dtype}")
         return _times(x.abs(), self.k_coef_lip)
 
     def vanilla_export(self) -> nn.Module:

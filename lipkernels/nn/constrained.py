@@ -16,7 +16,9 @@ state make it differ, and the layer constrains its weight as if nobody had held 
 from __future__ import annotations
 
 import math
-from typing import Any
+import threading
+import weakref
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -55,6 +57,29 @@ class _HeldWeight(torch.autograd.Function):
         return along.reshape(raw.shape), None
 
 
+class _Prepared(NamedTuple):
+    """A weight that `lipkernels.grouped` computed, and what from."""
+
+    weight: Tensor
+    raw: nn.Parameter
+    version: int
+    scale: float
+
+
+class _PreparedHere(threading.local):
+    """The prepared weights of the forward that this thread is in.
+
+    Each thread has its own: another thread's weight hangs on another autograd graph, and is dropped
+    when that thread's forward ends. Not on the layer, where a copy or a pickle would find them.
+    """
+
+    def __init__(self) -> None:
+        self.of: weakref.WeakKeyDictionary[nn.Module, _Prepared] = weakref.WeakKeyDictionary()
+
+
+_prepared = _PreparedHere()
+
+
 class ConstrainedWeight(LipschitzModule):
     """Comes before a torch.nn layer class in the bases of a constrained layer."""
 
@@ -63,11 +88,8 @@ class ConstrainedWeight(LipschitzModule):
     check: bool
     u: Tensor
     bias: nn.Parameter | None
-    # The weight that `lipkernels.grouped` computed for the forward in progress.
-    _prepared: Tensor | None = None
-    # What it was computed from: (raw Parameter, its version, the scale). An interrupt in forward
-    # can leave it behind.
-    _prepared_from: tuple[nn.Parameter, int, float] | None = None
+    # The prepared weight while torch.compile traces, which knows no thread-local state.
+    _traced: Tensor | None = None
 
     # What `lipkernels.Retractor` left: (raw Parameter, its version, its fingerprint, the scale).
     _held: tuple[nn.Parameter, int, int, float] | None = None
@@ -121,22 +143,32 @@ class ConstrainedWeight(LipschitzModule):
         return forward_dtype(self.raw_weight)
 
     def prepare(self, weight: Tensor) -> None:
-        """Keep the constrained ``weight`` for the forward that is about to run."""
-        self._prepared = weight
-        if not torch.compiler.is_compiling():
+        """Keep the constrained ``weight`` for the forward that this thread is about to run."""
+        if torch.compiler.is_compiling():
+            self._traced = weight
+        else:
             raw = self.raw_weight
-            self._prepared_from = (raw, _version(raw), self.matrix_scale())
+            _prepared.of[self] = _Prepared(weight, raw, _version(raw), self.matrix_scale())
 
     def release(self) -> None:
-        """Forget the prepared weight."""
-        self._prepared = self._prepared_from = None
+        """Forget the weight that this thread prepared."""
+        self._traced = None  # always: a graph break may have left it on the layer
+        if not torch.compiler.is_compiling():
+            _prepared.of.pop(self, None)
 
-    def _is_current(self) -> bool:
-        if torch.compiler.is_compiling() or self._prepared_from is None:
-            return True
-        raw, version, scale = self._prepared_from
-        now = self.raw_weight
-        return now is raw and _version(now) == version and scale == self.matrix_scale()
+    def prepared(self) -> Tensor | None:
+        """The weight that this thread prepared, unless the layer was changed since.
+
+        An interrupt in forward can leave one behind.
+        """
+        if torch.compiler.is_compiling():
+            return self._traced
+        kept = _prepared.of.get(self)
+        if kept is None:
+            return None
+        raw = self.raw_weight
+        now = (_version(raw), self.matrix_scale())
+        return kept.weight if raw is kept.raw and now == (kept.version, kept.scale) else None
 
     def hold(self) -> None:
         """Trust the raw weight as it is now: it satisfies the constraint. See Note [Held weights].
@@ -152,9 +184,10 @@ class ConstrainedWeight(LipschitzModule):
 
     def is_held(self) -> bool:
         """Whether forward uses the raw weight as it is: held, and nobody touched it since."""
-        if self._held is None or torch.compiler.is_compiling():
+        held = self._held  # read once: another thread may let go
+        if held is None or torch.compiler.is_compiling():
             return False  # a compiled graph cannot look at bytes: it constrains
-        raw, version, bytes_then, scale = self._held
+        raw, version, bytes_then, scale = held
         now = self.raw_weight
         return (
             now is raw
@@ -170,10 +203,11 @@ class ConstrainedWeight(LipschitzModule):
             needs_grad = raw.requires_grad and torch.is_grad_enabled()
             return _HeldWeight.apply(raw, self) if needs_grad else raw.detach()
         dtype = self.weight_dtype()
-        if self._prepared is not None and self._is_current():
+        prepared = self.prepared()
+        if prepared is not None:
             wanted = (dtype, raw.requires_grad and torch.is_grad_enabled())
-            if (self._prepared.dtype, self._prepared.requires_grad) == wanted:
-                return self._prepared
+            if (prepared.dtype, prepared.requires_grad) == wanted:
+                return prepared
         matrix = self.matrix(raw)
         us = self.start_vectors(matrix)
         results, new_us = self.constraint([matrix], [self.matrix_scale()], us, dtype, self.check)
@@ -199,9 +233,8 @@ class ConstrainedWeight(LipschitzModule):
 
     def __getstate__(self) -> dict[str, object]:
         """Without what belongs to the process: a copy constrains its weight until it is held."""
-        state = dict(super().__getstate__())
-        for name in ("_held", "_prepared", "_prepared_from"):
-            state.pop(name, None)
+        state = self.__dict__.copy()
+        state.pop("_held", None)
         return state
 
     # ---------------------------------------------------------------------- initialization

@@ -16,6 +16,7 @@ from torch.nn.modules.utils import _pair, _single, _triple  # torch.nn's own arg
 
 from lipkernels import constraints
 from lipkernels.certify import LAYER_FORWARDS, conv_padding
+from lipkernels.certify.window import smallest_input
 from lipkernels.functional import symmetric_pad
 from lipkernels.nn import plain
 from lipkernels.nn.conv_geometry import ConstrainedConvNd
@@ -47,7 +48,7 @@ class _ConstrainedConv(ConstrainedConvNd):
             self.input_size = tuple(size)
 
     def forward(self, input: Tensor) -> Tensor:
-        self._check(input)
+        self._check(input, self._least_sizes())
         return self._conv_forward(input, self.weight, self.bias)
 
     def _n_dims(self) -> int:
@@ -55,6 +56,14 @@ class _ConstrainedConv(ConstrainedConvNd):
 
     def _padding_pairs(self) -> tuple[tuple[int, int], ...]:
         return conv_padding(self)
+
+    def _least_sizes(self) -> tuple[int, ...]:
+        dilations = _TUPLE[self._n_dims()](self.dilation)
+        kernel, pairs = self.raw_weight.shape[2:], self._padding_pairs()
+        return tuple(
+            smallest_input(k, left, right, d, self.padding_mode)
+            for k, (left, right), d in zip(kernel, pairs, dilations, strict=True)
+        )
 
     def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         if self.input_size is not None and tuple(input.shape[-self._n_dims() :]) != self.input_size:

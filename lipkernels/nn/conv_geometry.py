@@ -29,13 +29,18 @@ class ConstrainedConvNd(ConstrainedWeight):
     def matrix(self, weight: Tensor) -> Tensor:
         """(rows, cols), or (groups, rows, cols): rows are the first dimension of the kernel."""
         if self.groups == 1:
-            return weight.reshape(weight.shape[0], -1)
+            return weight.flatten(1)
         return weight.reshape(self.groups, weight.shape[0] // self.groups, -1)
 
-    def _check(self, input: Tensor) -> None:
+    def _check(self, input: Tensor, least: tuple[int, ...]) -> None:
+        """Refuse what torch would answer with a RuntimeError; ``least``: the smallest image."""
         n = len(self.kernel_size)
         check_channels(input, (n + 1, n + 2), -n - 1, self.in_channels)
         check_dtype(input, self.raw_weight.dtype)
+        if any(size < at_least for size, at_least in zip(input.shape[-n:], least, strict=True)):
+            raise ValueError(
+                f"input: expected a spatial size of at least {least}, got {tuple(input.shape[-n:])}"
+            )
 
     def _padding_pairs(self) -> tuple[tuple[int, int], ...]:
         raise NotImplementedError

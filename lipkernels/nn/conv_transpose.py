@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.utils import _ntuple  # torch.nn's own argument rule
 
 from lipkernels import constraints
 from lipkernels.certify import LAYER_FORWARDS
@@ -63,8 +64,20 @@ class _SpectralConvTranspose(ConstrainedConvNd):
         self._constrain(constraint, k_coef_lip, check)
 
     def forward(self, input: Tensor, output_size: list[int] | None = None) -> Tensor:
-        self._check(input)
+        self._check(input, self._least_sizes(output_size))
         return super().forward(input, output_size)
+
+    def _least_sizes(self, output_size: list[int] | None) -> tuple[int, ...]:
+        """For an output of at least one element; a named ``output_size`` is torch's to check."""
+        n = len(self.kernel_size)
+        if output_size is not None:
+            return (1,) * n
+        as_tuple = _ntuple(n)
+        numbers = (self.stride, self.padding, self.output_padding, self.dilation)
+        return tuple(
+            max(1, 1 - (d * (k - 1) + extra - 2 * p) // s)
+            for k, s, p, extra, d in zip(self.kernel_size, *map(as_tuple, numbers), strict=True)
+        )
 
     def _plain_class(self) -> type[nn.Module]:
         return next(cls for cls in _PLAIN_TRANSPOSE.values() if isinstance(self, cls))

@@ -7,46 +7,39 @@ pickles, loads and runs where only torch is installed.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.fx.proxy import GraphAppendingTracer
 
 
-class _Function(nn.Module):
-    def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
-        super().__init__()
-        self.function = function
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.function(x)
-
-
-def _graph_module(root: nn.Module, training: bool) -> fx.GraphModule:
-    graph = fx.Tracer().trace(root)
-    for node in graph.nodes:
-        node.type = None  # the annotations are strings here, which a GraphModule can't pickle
+def _graph_module(
+    function: Callable[..., Any], root: nn.Module, names: Sequence[str], training: bool
+) -> fx.GraphModule:
+    """``function(x, *tensors)`` as a graph, the tensors those of ``root`` with these names."""
+    # Not fx.Tracer, which patches nn.Module for as long as it traces: a forward in another thread
+    # would run into it. These functions call no modules.
+    graph = fx.Graph()
+    tracer = GraphAppendingTracer(graph)
+    x = fx.Proxy(graph.placeholder("x"), tracer)
+    tensors = [fx.Proxy(graph.get_attr(name), tracer) for name in names]
+    graph.output(function(x, *tensors).node)
     return fx.GraphModule(root, graph, class_name="Plain").train(training)
 
 
 def traced(function: Callable[[Tensor], Tensor], training: bool = True) -> nn.Module:
     """``function``, which may call torch alone, as a module that needs torch alone."""
-    return _graph_module(_Function(function), training)
+    return _graph_module(function, nn.Module(), (), training)
 
 
 def traced_with_tensor(
     function: Callable[[Tensor, Tensor], Tensor], tensor: Tensor, training: bool = True
 ) -> nn.Module:
     """``function(x, tensor)`` as such a module, with ``tensor`` as its parameter ``theta``."""
-
-    class _WithTensor(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.theta = nn.Parameter(tensor.detach().clone(), requires_grad=tensor.requires_grad)
-
-        def forward(self, x: Tensor) -> Tensor:
-            return function(x, self.theta)
-
-    return _graph_module(_WithTensor(), training)
+    root = nn.Module()
+    root.theta = nn.Parameter(tensor.detach().clone(), requires_grad=tensor.requires_grad)
+    return _graph_module(function, root, ("theta",), training)
 
 
 def scaled(module: nn.Module, k: float) -> nn.Module:

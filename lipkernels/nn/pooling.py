@@ -21,6 +21,8 @@ from lipkernels.nn import plain
 from lipkernels.nn.module import LipschitzFunction
 from lipkernels.reference import pooling as reference
 
+_FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+
 
 def _pair(name: str, value: int | Sequence[int], least: int) -> tuple[int, int]:
     pair = tuple(value) if isinstance(value, Sequence) else (value, value)
@@ -36,6 +38,12 @@ def _check_image(x: Tensor) -> None:
         raise ValueError(
             f"input: expected (N, C, H, W) or (C, H, W), got {x.dim()} dimensions {tuple(x.shape)}"
         )
+    if 0 in x.shape[-3:]:
+        raise ValueError(
+            f"input: expected at least one channel and one pixel, got shape {tuple(x.shape)}"
+        )
+    if x.dtype not in _FLOATS:
+        raise TypeError(f"input: expected a floating-point dtype, got {x.dtype}")
 
 
 class _WindowPool2d(LipschitzFunction):
@@ -84,6 +92,13 @@ class _WindowPool2d(LipschitzFunction):
     def _check(self, x: Tensor) -> None:
         _check_image(x)
         kernel, stride, padding, ceil_mode = self._window()
+        for size, k, s, p in zip(x.shape[-2:], kernel, stride, padding, strict=True):
+            # With ceil_mode a window may reach over the border by less than a step.
+            if size + 2 * p <= (k - s if ceil_mode else k - 1):
+                raise ValueError(
+                    f"input: expected an image that a window of {kernel} with padding {padding}"
+                    f" fits in, got {tuple(x.shape[-2:])}"
+                )
         if ceil_mode or stride != kernel or padding != (0, 0):
             return
         if x.shape[-2] % kernel[0] or x.shape[-1] % kernel[1]:

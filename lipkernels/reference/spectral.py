@@ -50,7 +50,8 @@ def power_iteration(weight: Tensor, u: Tensor, n_iter: int) -> tuple[Tensor, Ten
     for _ in range(n_iter):
         v = _normalize(_apply(x.mT, u))
         u = _normalize(_apply(x, v))
-    sigma = (u * _apply(x, v)).sum(-1) * scale[..., 0, 0]
+    # Where sigma_max is beyond the format, its largest number is still a lower bound.
+    sigma = ((u * _apply(x, v)).sum(-1) * scale[..., 0, 0]).clamp(max=torch.finfo(x.dtype).max)
     return sigma, u, v
 
 

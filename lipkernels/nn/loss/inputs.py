@@ -79,8 +79,8 @@ def check_target(input: Tensor, target: object) -> Tensor:
     """``target`` as a real tensor on the device of ``input``."""
     if not isinstance(target, Tensor):
         raise TypeError(f"target must be a tensor, got {type(target).__name__}")
-    if target.is_complex():
-        raise TypeError(f"target must have a real dtype, got {target.dtype}")
+    if target.is_complex() or (target.is_floating_point() and target.element_size() == 1):
+        raise TypeError(f"target must have a real dtype that can be compared, got {target.dtype}")
     if target.device != input.device:
         raise ValueError(
             f"target must be on the device of input, {input.device}, got {target.device}"

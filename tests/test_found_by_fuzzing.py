@@ -1,0 +1,101 @@
+"""What the random calls found, each as a case of its own."""
+
+import pytest
+import torch
+from cases import laid_out
+from operator_norm import assert_within
+
+import lipkernels.nn as lnn
+from lipkernels import functional as F
+from lipkernels import metrics, parametrizations
+
+
+@pytest.mark.parametrize("op", [F.polar_factor, F.frobenius_normalize])
+@pytest.mark.parametrize("shape", [(1, 1), (3, 5), (7, 2), (40, 40)])
+@pytest.mark.parametrize("scale", [0.3, 1.0])
+def test_float64_result_of_a_float32_weight_keeps_the_bound(op, shape, scale):
+    # Computed in float32 it exceeded the scale by 4e-8.
+    for seed in range(10):
+        weight = torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+        leaf = weight.requires_grad_()
+        result = op(leaf, scale, dtype=torch.float64)
+        assert result.dtype == torch.float64
+        assert_within(result, scale, seed)
+        result.sum().backward()
+        assert leaf.grad.dtype == torch.float32 and leaf.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("op", ["polar_factor", "bjorck", "frobenius_normalize"])
+@pytest.mark.parametrize("layout", ["transposed", "strided", "offset"])
+def test_the_layout_of_a_weight_changes_no_bit(op, layout):
+    weight = torch.randn(3, 5, 7, generator=torch.Generator().manual_seed(0))
+    results = [getattr(F, op)(w) for w in (weight, laid_out(weight, layout))]
+    a, b = (r[0] if isinstance(r, tuple) else r for r in results)
+    assert torch.equal(a, b)
+
+
+def test_power_iteration_beyond_the_format_is_still_a_lower_bound():
+    weight = torch.tensor([[3.4028e38, -9.9849e37]])
+    sigma, _, _ = F.power_iteration(weight, n_iter=1)
+    norm = torch.linalg.matrix_norm(weight.double(), 2)
+    assert norm > torch.finfo(torch.float32).max
+    assert 0.9 * norm < sigma.double() <= norm
+
+
+def test_empty_weights_under_a_parametrization():
+    for shape in ((0, 0, 0), (0, 3, 2), (3, 0, 2), (0,)):
+        assert parametrizations.PolarFactor()(torch.zeros(shape)).shape == shape
+
+
+IMAGE = torch.zeros(1, 2, 4, 4)
+FLOAT8 = torch.float8_e4m3fn
+REFUSED = {
+    "sort complex": lambda: F.group_sort(IMAGE.cfloat(), 2),
+    "sort uint16": lambda: F.group_sort(IMAGE.to(torch.uint16), 2),
+    "sort by a real dim": lambda: F.group_sort(IMAGE, 2, 1.0),
+    "max_min uint8": lambda: F.max_min(IMAGE.to(torch.uint8)),  # -x wrapped
+    "max_min bool": lambda: F.max_min(IMAGE.bool()),
+    "householder integers": lambda: F.householder(IMAGE.long(), torch.ones(1)),  # truncated
+    "householder angles": lambda: F.householder(IMAGE, [1.0]),
+    "lprelu integers": lambda: F.lprelu(IMAGE.long(), torch.ones(1)),
+    "pad by reals": lambda: F.symmetric_pad(IMAGE, (1.0, 1.0)),
+    "pad a list": lambda: F.symmetric_pad([1], (1, 1)),
+    "pad uint16": lambda: F.symmetric_pad(IMAGE.to(torch.uint16), (1, 1)),
+    "pool without channels": lambda: F.l2_norm_pool2d(IMAGE[:, :0], 2),
+    "pool beyond the image": lambda: F.l2_norm_pool2d(IMAGE[..., :1, :1], 2, 1, 0, True),
+    "average beyond the image": lambda: lnn.ScaledAvgPool2d(3, 1)(IMAGE[..., :2, :2]),
+    "average of integers": lambda: lnn.ScaledAdaptiveAvgPool2d()(IMAGE.long()),
+    "average of nothing": lambda: lnn.ScaledAdaptiveAvgPool2d()(IMAGE[..., :0]),
+    "abs of uint16": lambda: lnn.Abs()(IMAGE.to(torch.uint16)),
+    "scaled float8": lambda: F.space_to_depth(IMAGE.to(FLOAT8), 2, scale=2.0),
+    "vector as a matrix": lambda: F.initial_vector(torch.zeros(3)),
+    "integers as a matrix": lambda: F.initial_vector(torch.zeros(3, 3, dtype=torch.int64)),
+    "scales of nothing": lambda: F.spectral_normalize([], [1.0]),
+    "scalar weight": lambda: parametrizations.PolarFactor()(torch.tensor(1.0)),
+    "small image": lambda: lnn.SpectralConv2d(2, 2, 5)(IMAGE),
+    "no pixels": lambda: lnn.SpectralConv2d(2, 2, 1)(IMAGE[..., :0]),
+    "small for reflection": lambda: lnn.SpectralConv2d(2, 2, 3, padding=1, padding_mode="reflect")(
+        IMAGE[..., :1]
+    ),
+    "all cropped": lambda: lnn.SpectralConvTranspose2d(2, 2, 3, padding=2)(IMAGE[..., :1, :1]),
+    "float8 logits": lambda: metrics.clean_accuracy(torch.zeros(2, 1).to(FLOAT8), torch.zeros(2)),
+    "float8 labels": lambda: metrics.clean_accuracy(torch.zeros(2, 1), torch.zeros(2).to(FLOAT8)),
+    "float8 targets": lambda: lnn.KRLoss()(torch.zeros(2), torch.zeros(2).to(FLOAT8)),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_refused_with_a_message(name):
+    with pytest.raises((ValueError, TypeError), match=r"(expected|must).*got"):
+        REFUSED[name]()
+
+
+def test_the_smallest_images_are_not_refused():
+    for stride in (1, 2, 3):
+        for padding in (0, 1):
+            layer = lnn.SpectralConv2d(1, 1, 3, stride, padding, padding_mode="circular")
+            least = 3 - 2 * padding
+            assert layer(torch.zeros(1, 1, least, least)).shape[-2:] == (1, 1)
+    transposed = lnn.SpectralConvTranspose2d(1, 1, 3, 2, 2, 1)
+    assert transposed(torch.zeros(1, 1, 2, 2)).shape[-2:] == (2, 2)
+    assert F.l2_norm_pool2d(torch.ones(1, 1, 1), 2, 2, 0, True).shape == (1, 1, 1)
