@@ -132,7 +132,7 @@ def initial_vector(weight: Tensor) -> Tensor:
     >>> initial_vector(torch.empty(3, 5)).shape
     torch.Size([3])
     """
-    _checked_weights(weight, False)
+    checked_weights(weight, False)
     rows = weight.shape[-2]
     kind = torch.promote_types(weight.dtype, torch.float32)
     # Irrational steps: no structured matrix is likely to have its top vector orthogonal to it.
