@@ -98,7 +98,8 @@ def test_models(data):
                 p.data.normal_()
         reference = call("forward", model, x)
     expected = reference[0]
-    small_enough = expected.dtype == torch.float32 and finite(expected)
+    # torch's own PixelUnshuffle, which an export may be, leaves an empty batch in its shape.
+    small_enough = expected.dtype == torch.float32 and finite(expected) and x.numel() > 0
     small_enough = small_enough and bool((expected.abs() < 1e6).all())
 
     with lk.grouped(model):
