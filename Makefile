@@ -48,6 +48,15 @@ bench: $(VENV)/.bench
 certify-fuzz: $(VENV)/.dev
 	$(BIN)/python -m pytest tests/test_certify_pathological.py --matrices 100000 $(ARGS)
 
+# Thousands of random calls of each public function; `make test` runs a few hundred in all.
+fuzz: $(VENV)/.dev
+	$(BIN)/python -m pytest tests/test_fuzz_functions.py tests/test_fuzz_modules.py \
+		--hypothesis-profile fuzz $(ARGS)
+
+# 10,000 training steps, the bound and the memory watched.
+soak: $(VENV)/.dev
+	$(BIN)/python -m pytest tests/test_soak.py --soak-steps 10000 -s $(ARGS)
+
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .

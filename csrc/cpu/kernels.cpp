@@ -11,7 +11,7 @@ namespace {
 using namespace lipkernels;
 
 // Below this many multiplications a second thread costs more than it gives.
-constexpr double MIN_WORK_PER_TEAM = 4e6;
+constexpr double MIN_WORK_PER_TEAM = 1e6;
 constexpr double MIN_ELEMENTS_PER_TEAM = 1e5;
 
 // Runs job(team, i, workspace) for every i: small matrices one for each thread, large ones by all

@@ -36,7 +36,7 @@ inline double tridiagonal_eigenvalue(const double* alpha, const double* beta, in
     low = std::fmin(low, alpha[i] - radius);
     high = std::fmax(high, alpha[i] + radius);
   }
-  for (int step = 0; step < 40; ++step) {
+  for (int step = 0; step < 24; ++step) {
     const double middle = 0.5 * (low + high);
     (count_below(alpha, beta, n, middle) > index ? high : low) = middle;
   }
@@ -107,7 +107,7 @@ struct Series {
 // The polynomial of least degree that approximates (1 + delta y)^exponent on [-1, 1] to `tolerance`,
 // by Chebyshev interpolation. None where MAX_DEGREE is not enough.
 inline Series power_series(double delta, double exponent, double tolerance) {
-  constexpr int NODES = 64;
+  constexpr int NODES = 40;
   double chebyshev[NODES] = {};
   for (int i = 0; i < NODES; ++i) {
     const double x = std::cos(M_PI * (i + 0.5) / NODES);

@@ -49,13 +49,13 @@ def group_sort(
     size = x.shape[dim] if group_size is None else group_size
     if not isinstance(size, int) or (size < 1 and x.shape[dim] > 0):
         raise ValueError(f"group_size: expected a positive integer or None, got {group_size!r}")
-    if x.numel() == 0:
-        return x.clone()
-    if x.shape[dim] % size:
+    if size > 0 and x.shape[dim] % size:
         raise ValueError(
             f"input: expected a size along dimension {dim} that groups of {size} divide,"
             f" got {x.shape[dim]}"
         )
+    if x.numel() == 0:
+        return x.clone()
     name = backends.resolve("group_sort", _sorting.FORWARD, x.device, backend)
     return _sorting.group_sort(x, size, dim, name)
 

@@ -4,6 +4,7 @@ Each takes one matrix (..., rows, cols) or a list of them, of any shapes, and an
 call for a list costs far less than a call for each. ``scale`` is the Lipschitz constant of the
 result (one number, or one for each matrix), ``dtype`` the format it is rounded to; the bound holds
 after the rounding. ``check=True`` raises on NaN or infinite weights, which otherwise give NaN.
+The same values in another memory layout give the same result, bit by bit but for the polar factor.
 ``backend`` is None (the current default), "auto", "reference", "triton" or "cuda".
 """
 
@@ -48,8 +49,7 @@ def checked_weights(weight: Weights, check: bool) -> list[Tensor]:
         raise ValueError(
             f"weights: expected one device, got {sorted({str(w.device) for w in weights})}"
         )
-    # Sums over another memory layout may round otherwise: the same values give the same bits.
-    return [w.contiguous() for w in weights]
+    return weights
 
 
 def checked_scales(scale: Scales, n: int, dtype: torch.dtype) -> list[float]:
@@ -207,7 +207,7 @@ def bjorck(
     limits = (n_iter_spectral, tol_spectral, beta, n_iter, tol)
 
     def call(members: list[int], scales: list[float], kind: torch.dtype) -> list[Tensor]:
-        chosen, starts = [weights[i] for i in members], [us[i] for i in members]
+        chosen, starts = [weights[i].contiguous() for i in members], [us[i] for i in members]
         name = backends.resolve("bjorck", _bjorck.FORWARD, chosen[0].device, backend)
         results, vectors, _ = _bjorck.bjorck(chosen, starts, scales, kind, *limits, name)
         for i, vector in zip(members, vectors, strict=True):
@@ -245,7 +245,7 @@ def spectral_normalize(
     us = _checked_vectors(u, weights)
 
     def call(members: list[int], scales: list[float], kind: torch.dtype) -> list[Tensor]:
-        chosen, starts = [weights[i] for i in members], [us[i] for i in members]
+        chosen, starts = [weights[i].contiguous() for i in members], [us[i] for i in members]
         op, device = _spectral.spectral_normalize, chosen[0].device
         name = backends.resolve("spectral_normalize", _spectral.FORWARD, device, backend)
         results, vectors, _ = op(chosen, starts, scales, kind, n_iter, tol, name)
@@ -310,7 +310,7 @@ def frobenius_normalize(
     weights = checked_weights(weight, check)
 
     def call(members: list[int], scales: list[float], kind: torch.dtype) -> list[Tensor]:
-        chosen = [_wide_enough(weights[i], kind) for i in members]
+        chosen = [_wide_enough(weights[i], kind).contiguous() for i in members]
         device = chosen[0].device
         name = backends.resolve("frobenius_normalize", _frobenius.FORWARD, device, backend)
         return _frobenius.frobenius_normalize(chosen, scales, kind, per_row, name)

@@ -54,7 +54,8 @@ class GroupSort(LipschitzFunction):
         first = dim if dim >= 0 else dim - 1
 
         def sort(x: Tensor) -> Tensor:
-            groups = x.unflatten(dim, (-1, size)).sort(dim=last)[0]
+            # Not (-1, size), which torch cannot tell for an empty batch.
+            groups = x.unflatten(dim, (x.size(dim) // size, size)).sort(dim=last)[0]
             return _times(groups.flatten(first, last), k)
 
         return plain.traced(sort, self.training)

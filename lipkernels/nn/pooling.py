@@ -92,6 +92,12 @@ class _WindowPool2d(LipschitzFunction):
     def _check(self, x: Tensor) -> None:
         _check_image(x)
         kernel, stride, padding, ceil_mode = self._window()
+        disjoint = not ceil_mode and stride == kernel and padding == (0, 0)
+        if disjoint and (x.shape[-2] % kernel[0] or x.shape[-1] % kernel[1]):
+            raise ValueError(
+                f"input: expected a height and width divisible by {kernel}, got"
+                f" {tuple(x.shape[-2:])}; ceil_mode=True keeps the border as smaller windows"
+            )
         for size, k, s, p in zip(x.shape[-2:], kernel, stride, padding, strict=True):
             # With ceil_mode a window may reach over the border by less than a step.
             if size + 2 * p <= (k - s if ceil_mode else k - 1):
@@ -99,13 +105,6 @@ class _WindowPool2d(LipschitzFunction):
                     f"input: expected an image that a window of {kernel} with padding {padding}"
                     f" fits in, got {tuple(x.shape[-2:])}"
                 )
-        if ceil_mode or stride != kernel or padding != (0, 0):
-            return
-        if x.shape[-2] % kernel[0] or x.shape[-1] % kernel[1]:
-            raise ValueError(
-                f"input: expected a height and width divisible by {kernel}, got"
-                f" {tuple(x.shape[-2:])}; ceil_mode=True keeps the border as smaller windows"
-            )
 
     def extra_repr(self) -> str:
         return (

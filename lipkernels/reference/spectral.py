@@ -45,7 +45,9 @@ def power_iteration(weight: Tensor, u: Tensor, n_iter: int) -> tuple[Tensor, Ten
     the zero matrix).
     """
     x, scale = to_unit_magnitude(weight)
-    u = _normalize(u.to(x.dtype))
+    # By its largest entry first: the square of a large one would overflow.
+    u = u.to(torch.promote_types(u.dtype, x.dtype))
+    u = _normalize((u / u.abs().amax(-1, keepdim=True).clamp_min(_tiny(u))).to(x.dtype))
     v = _normalize(_apply(x.mT, u))
     for _ in range(n_iter):
         v = _normalize(_apply(x.mT, u))

@@ -24,6 +24,10 @@ _DONE, _ILL_CONDITIONED, _VERY_ILL_CONDITIONED, _EXTREME = range(4)  # csrc/cpu/
 _UNSET = -1
 
 
+def _empty(*shape: int) -> Tensor:
+    return torch.empty(shape, dtype=torch.float32, device="cpu")  # whatever the defaults are
+
+
 def _addresses(tensor: Tensor, n_matrices: int) -> range:
     """The address of each matrix of a contiguous batch, which is not empty."""
     start, size = tensor.data_ptr(), tensor.element_size() * (tensor.numel() // n_matrices)
@@ -44,15 +48,18 @@ def _constrained(
         *batch, rows, cols = w.shape
         m, n = min(rows, cols), math.prod(batch)
         tensors = (
-            torch.empty(w.shape),
-            torch.empty((*batch, m, m)),
-            torch.empty((*batch, m)),
-            torch.empty((*batch, 2)),
+            _empty(*w.shape),
+            _empty(*batch, m, m),
+            _empty(*batch, m),
+            _empty(*batch, 2),
         )
         results.append(tensors[0])
         saved += tensors[1:]
-        for addresses in zip(*(_addresses(t, n) for t in (w, *tensors)), strict=True):
-            table.extend((*addresses, rows, cols))
+        if batch:
+            for addresses in zip(*(_addresses(t, n) for t in (w, *tensors)), strict=True):
+                table.extend((*addresses, rows, cols))
+        else:
+            table.extend((w.data_ptr(), *(t.data_ptr() for t in tensors), rows, cols))
         factors.extend(pair * n)
     n = len(factors) // 2
     status = array.array("i", [_UNSET]) * n
@@ -128,7 +135,7 @@ def _rescaled(x: Tensor, scale: float, margin: float) -> tuple[Tensor, ...]:
         (result,), (factor, spectrum, scalars) = _constrained([unit], [(scale, margin)])
     else:
         u, factor, spectrum, _ = reference.polar_factor(x)
-        result, scalars = u * (scale * margin), torch.full((len(x), 2), scale * margin)
+        result, scalars = u * (scale * margin), x.new_full((len(x), 2), scale * margin)
     scalars[:, 0] = power[:, 0, 0]
     return result, factor, spectrum, scalars
 
@@ -138,7 +145,7 @@ def _decomposed(x: Tensor, in_float64: bool, scale: float, margin: float) -> tup
     tall = x.shape[-2] > x.shape[-1]
     u, vectors, p = reference.by_eigenvectors(x.mT if tall else x, in_float64)
     result = (u.mT if tall else u).contiguous()
-    scalars = torch.ones(len(x), 2)
+    scalars = x.new_ones(len(x), 2)
     for one, its_scalars in zip(result, scalars, strict=True):
         checked(
             library().lk_polar_finish(
@@ -148,7 +155,6 @@ def _decomposed(x: Tensor, in_float64: bool, scale: float, margin: float) -> tup
     return result, vectors.float(), p.float(), scalars
 
 
-@without_autocast
 def backward(
     grads: list[Tensor],
     weights: list[Tensor],
@@ -168,17 +174,24 @@ def backward(
             # A rounded result is not accurate enough to differentiate with, and keeping a second
             # copy would cost memory: once more.
             (result,), (factor, spectrum, scalars) = forward([weight], [1.0], torch.float32)
-        rows, cols = weight.shape[-2:]
-        n = weight.numel() // (rows * cols)
-        gradient = torch.empty(weight.shape)
-        inputs = [
-            t if t.is_contiguous() else t.contiguous()
-            for t in (grad.float(), result, factor, spectrum, scalars)
-        ]
-        keep += inputs
-        out.append(gradient)
-        for addresses in zip(*(_addresses(t, n) for t in (*inputs, gradient)), strict=True):
-            table.extend((*addresses, rows, cols))
+        *batch, rows, cols = weight.shape
+        n = math.prod(batch)
+        grad = grad.float()
+        tensors = (
+            grad if grad.is_contiguous() else grad.contiguous(),
+            result,
+            factor,
+            spectrum,
+            scalars,
+            _empty(*weight.shape),
+        )
+        keep += tensors
+        out.append(tensors[-1])
+        if batch:
+            for addresses in zip(*(_addresses(t, n) for t in tensors), strict=True):
+                table.extend((*addresses, rows, cols))
+        else:
+            table.extend((*(t.data_ptr() for t in tensors), rows, cols))
         numbers.extend([scale] * n)
     if numbers:
         checked(
