@@ -29,6 +29,8 @@ from lipkernels.nn.constrained import ConstrainedWeight
 
 def _layers(model: nn.Module) -> list[ConstrainedWeight]:
     """The constrained layers of ``model``, one for each raw weight."""
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model: expected a torch.nn.Module, got {type(model).__name__}")
     found: dict[nn.Parameter, ConstrainedWeight] = {}
     for name, module in model.named_modules():
         if not isinstance(module, ConstrainedWeight):

@@ -8,7 +8,10 @@ import re
 
 import torch
 from hypothesis import strategies as st
+from operator_norm import assert_within
 from torch import Tensor
+
+from lipkernels.nn import LipschitzModule
 
 FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 ODD_DTYPES = (
@@ -111,6 +114,14 @@ def tensors(draw, shape=None, dtype=None, values=None):
     return _laid_out(x, layout)
 
 
+numbers = st.sampled_from(
+    (1.0, 0.5, 3, 1e-30, 1e30, 1e300, 0, -1.0, math.nan, math.inf, True, "2", None)
+)
+matrices = tensors(shape=shapes(2, 3, 7) | shapes(0, 4, 5), dtype=dtypes(8))
+weights = matrices | st.lists(matrices, max_size=3)
+scales = st.sampled_from((1.0, 0.3, 2, 100.0, 1e-3)) | numbers | st.lists(numbers, max_size=3)
+
+
 def same(a: object, b: object) -> bool:
     """Bitwise the same values, NaN included."""
     if isinstance(a, Tensor):
@@ -156,3 +167,55 @@ def contiguous(value):
     if isinstance(value, Tensor):
         return value.detach().clone(memory_format=torch.contiguous_format)
     return [contiguous(v) for v in value] if isinstance(value, list) else value
+
+
+def agree(name, function, x, *arguments, **keywords):
+    """The call's result or None, after checking it against the call on a contiguous copy."""
+    got = call(name, function, x, *arguments, **keywords)
+    again = call(name, function, contiguous(x), *arguments, **keywords)
+    assert (got is None) == (again is None), name
+    if got is None:
+        return None
+    # Of a matrix near a singular one the polar factor is anybody's; its bound is checked below.
+    if name != "polar_factor":
+        assert same(got[0], again[0]), f"{name} depends on the layout of its input"
+    return got[0]
+
+
+def finite(x):
+    wide = x.double() if x.is_floating_point() else x  # float8 has no arithmetic
+    return bool(torch.isfinite(wide).all())
+
+
+def within(module):
+    """Whether the weights keep the promise; True too where one of them is no number."""
+    for m in module.modules():
+        if isinstance(m, LipschitzModule) and hasattr(m, "constraint"):
+            if not finite(m.raw_weight):
+                continue
+            matrix = m.matrix(m.weight.detach())
+            per_row = getattr(m, "disjoint_neurons", False)
+            for one in matrix.reshape(-1, *matrix.shape[-2:]):
+                for part in one.split(1) if per_row else [one]:
+                    assert_within(part, m.matrix_scale(), type(m).__name__)
+
+
+def constrained(name, got, weight, scale, factor=lambda w: 1.0, dtype=None):
+    """Check bound, shape, dtype, NaN for NaN, finite for finite; the (weight, scale) of each."""
+    listed = isinstance(weight, list)
+    given = weight if listed else [weight]
+    results = got if listed else [got]
+    factors = scale if isinstance(scale, list) else [scale] * len(given)
+    for w, result, k in zip(given, results, factors, strict=True):
+        assert result.shape == w.shape and result.dtype == (dtype or w.dtype)
+        for one, source in zip(
+            result.reshape(-1, *w.shape[-2:]) if w.numel() else [],
+            w.reshape(-1, *w.shape[-2:]) if w.numel() else [],
+            strict=True,
+        ):
+            if finite(w):
+                assert finite(one), f"{name}: finite weight, result {one}"
+                assert_within(one, k * factor(one), (name, source))
+            elif name != "frobenius_normalize" and not finite(source):
+                assert bool(one.isnan().any()), f"{name} hides a weight that is no number"
+    return list(zip(given, factors, strict=True))

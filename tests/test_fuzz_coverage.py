@@ -51,6 +51,11 @@ def test_every_public_name_is_called(name):
     assert re.search(rf"\b{name}\b", SOURCES), f"no random call of {name}"
 
 
+def test_names_of_two_modules_are_called_in_both():
+    for module in ("certify", "metrics"):
+        assert f"{module}.certified_radius" in SOURCES, module
+
+
 def test_public_names_are_found():
     assert len(set(PUBLIC)) > 80 and {"certified_radius", "PolarFactor", "save"} <= set(PUBLIC)
     assert set(PUBLIC) >= NO_CALL

@@ -3,38 +3,32 @@
 import math
 
 import torch
-from fuzzing import FLOATS, call, contiguous, dtypes, same, shapes, tensors
+from fuzzing import (
+    FLOATS,
+    agree,
+    call,
+    constrained,
+    contiguous,
+    dtypes,
+    finite,
+    matrices,
+    numbers,
+    same,
+    scales,
+    shapes,
+    tensors,
+    weights,
+)
 from hypothesis import assume, given
 from hypothesis import strategies as st
-from operator_norm import assert_within, is_upper_bound, operator_norm
+from operator_norm import is_upper_bound, operator_norm
 
 from lipkernels import BackendUnavailableError, backends, certify, metrics, use_backend
 from lipkernels import functional as F
 
 MODERATE = st.sampled_from(("normal", "zero", "constant", "ties"))
 small = st.integers(-2, 6)
-numbers = st.sampled_from(
-    (1.0, 0.5, 3, 1e-30, 1e30, 1e300, 0, -1.0, math.nan, math.inf, True, "2", None)
-)
 pairs = small | st.tuples(small, small) | st.lists(small, max_size=3) | st.just("ab")
-
-
-def agree(name, function, x, *arguments, **keywords):
-    """The call's result or None, after checking it against the call on a contiguous copy."""
-    got = call(name, function, x, *arguments, **keywords)
-    again = call(name, function, contiguous(x), *arguments, **keywords)
-    assert (got is None) == (again is None), name
-    if got is None:
-        return None
-    # Of a matrix near a singular one the polar factor is anybody's; its bound is checked below.
-    if name != "polar_factor":
-        assert same(got[0], again[0]), f"{name} depends on the layout of its input"
-    return got[0]
-
-
-def finite(x):
-    wide = x.double() if x.is_floating_point() else x  # float8 has no arithmetic
-    return bool(torch.isfinite(wide).all())
 
 
 def assert_one_lipschitz(function, x, seed, k=1.0):
@@ -140,32 +134,12 @@ def test_sampling(x, block, mode, data_format, scale):
 
 
 # ----------------------------------------------------------------------------------- on weights
-matrices = tensors(shape=shapes(2, 3, 7) | shapes(0, 4, 5), dtype=dtypes(8))
-weights = matrices | st.lists(matrices, max_size=3)
-scales = st.sampled_from((1.0, 0.3, 2, 100.0, 1e-3)) | numbers | st.lists(numbers, max_size=3)
-
-
 def checked_weights(name, function, weight, scale, factor=lambda w: 1.0, **options):
     """Bound, shape, dtype, NaN for NaN, finite for finite; the gradient is finite too."""
     got = agree(name, function, weight, scale, **options)
     if got is None:
         return
-    listed = isinstance(weight, list)
-    given_ = weight if listed else [weight]
-    results = got if listed else [got]
-    factors = scale if isinstance(scale, list) else [scale] * len(given_)
-    for w, result, k in zip(given_, results, factors, strict=True):
-        assert result.shape == w.shape and result.dtype == (options.get("dtype") or w.dtype)
-        for one, source in zip(
-            result.reshape(-1, *w.shape[-2:]) if w.numel() else [],
-            w.reshape(-1, *w.shape[-2:]) if w.numel() else [],
-            strict=True,
-        ):
-            if finite(w):
-                assert finite(one), f"{name}: finite weight, result {one}"
-                assert_within(one, k * factor(one), (name, source))
-            elif name != "frobenius_normalize" and not finite(source):
-                assert bool(one.isnan().any()), f"{name} hides a weight that is no number"
+    for w, k in constrained(name, got, weight, scale, factor, options.get("dtype")):
         # Beyond, the gradient of the squares times the scale overflows by itself.
         if finite(w) and w.numel() and 1e-3 <= k <= 1e3:
             leaf = w.detach().clone().requires_grad_()

@@ -16,7 +16,7 @@ from operator_norm import assert_within
 from torch import nn
 
 import lipkernels.nn as lnn
-from lipkernels import grouped
+from lipkernels import Retractor, grouped
 from lipkernels.certify import lipschitz_bound
 
 K = 1.5
@@ -43,6 +43,7 @@ def net():
 WAYS = {
     "reparametrized": lambda model, optimizer: contextlib.nullcontext(),
     "grouped": lambda model, optimizer: grouped(model),
+    "retracted": lambda model, optimizer: Retractor(model).attach(optimizer),
 }
 
 

@@ -41,6 +41,19 @@ Rule = AffineRule | WeightlessRule | BatchNormRule
 _FINE = 1 + 2.0**-40  # pays for the few float64 operations that combine two layers
 
 
+def _checked_radius(radius: object) -> Tensor:
+    """As a float64 tensor on the CPU, without gradient."""
+    try:
+        numbers = torch.as_tensor(radius)
+        if numbers.is_complex() or numbers.layout != torch.strided:
+            raise TypeError
+    except (TypeError, RuntimeError) as error:
+        raise TypeError(
+            f"radius: expected a number, or one for each sample, got {type(radius).__name__}"
+        ) from error
+    return numbers.detach().to("cpu", torch.float64)
+
+
 @dataclass(frozen=True)
 class ForwardError:
     """Bounds of what a forward pass rounds around N inputs; made by :func:`forward_error`.
@@ -64,9 +77,16 @@ class ForwardError:
         """(N,): |computed(x') - exact(x')|_2 is at most this, for every x' within ``radius`` of x.
 
         ``radius`` is one number or one for each sample; beyond ``limit``, and where an input or a
-        logit is not finite, the bound is inf.
+        logit is not finite, the bound is inf. Raises TypeError for anything but real numbers,
+        ValueError for a negative or NaN one, or another number of them.
         """
-        r = torch.as_tensor(radius, dtype=torch.float64).expand_as(self.constant)
+        r = _checked_radius(radius)
+        if r.shape not in ((), self.constant.shape):
+            raise ValueError(
+                f"radius: expected one number or {len(self.constant)} of them, got shape"
+                f" {tuple(r.shape)}"
+            )
+        r = r.expand_as(self.constant)
         if not bool((r >= 0).all()):
             raise ValueError(f"radius: expected numbers >= 0, got {r.min().item()}")
         error = (self.constant + self.slope * r) * _FINE
@@ -145,7 +165,7 @@ class _State:
 def _checked_input(inputs: object) -> Tensor:
     if not isinstance(inputs, Tensor):
         raise TypeError(f"inputs: expected a Tensor, got {type(inputs).__name__}")
-    if not inputs.is_floating_point():
+    if not inputs.is_floating_point() or inputs.itemsize == 1:  # float8 has no arithmetic
         raise TypeError(f"inputs: expected a floating-point dtype, got {inputs.dtype}")
     if inputs.device.type != "cpu" or inputs.layout != torch.strided:
         raise ValueError(
@@ -183,14 +203,17 @@ def forward_error(model: nn.Module, inputs: Tensor) -> ForwardError:
         ValueError: naming the layer, for NaN or infinity in its parameters or buffers; a layer
             whose rounding has no proof (exp, tanh, ..); one that mixes samples; a device other than
             the CPU; settings that break the assumptions; computed activations further from the
-            exact ones than the bound allows (the assumptions do not hold on this machine).
-        TypeError: a module that :func:`lipschitz_bound` refuses.
+            exact ones than the bound allows (the assumptions do not hold on this machine); an input
+            that the layer does not take.
+        TypeError: a module that :func:`lipschitz_bound` refuses; inputs that are no float tensor.
 
     >>> layer = nn.Linear(64, 4)
     >>> error = forward_error(layer, torch.ones(2, 64))
     >>> bool((layer(torch.ones(2, 64)) - error.logits).norm() < error.at(0.0).norm())
     True
     """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model: expected a torch.nn.Module, got {type(model).__name__}")
     h = _checked_input(inputs)
     n = len(h)
     finite = h.reshape(n, h[:1].numel()).isfinite().all(1)
@@ -206,7 +229,13 @@ def forward_error(model: nn.Module, inputs: Tensor) -> ForwardError:
     for name, layer in _layers(model):
         rule = _rule(name, layer, state.point)
         given = h.dtype
-        h = layer(h.clone())  # it may work in place
+        try:
+            h = layer(h.clone())  # it may work in place
+        except RuntimeError as error:  # torch's answer to an input of another shape or dtype
+            raise ValueError(
+                f"{_where(name, layer)}: expected an input that it can take, got shape"
+                f" {tuple(h.shape)}, {given}: {error}"
+            ) from error
         if not isinstance(h, Tensor) or h.dim() == 0 or len(h) != n:
             raise ValueError(f"{_where(name, layer)}: expected one output for each of {n} samples")
         with torch.autocast("cpu", enabled=False):
@@ -214,7 +243,9 @@ def forward_error(model: nn.Module, inputs: Tensor) -> ForwardError:
             added = state.advance(rule, exact, given, h.dtype)
         most = float(added[finite].max()) if bool(finite.any()) else 0.0
         layers[name] = max(layers.get(name, 0.0), most)
-        off = norms(h.double() - exact)
+        # Not the upper bound of it: that of no error at all is above zero.
+        apart = (h.double() - exact).reshape(n, exact[:1].numel())
+        off = torch.linalg.vector_norm(apart, dim=1)
         allowed = (state.constant + state.point_error) * UP + norms(exact) * 2.0**-50
         if bool(((off > allowed) & finite & (state.limit >= 0)).any()):
             raise ValueError(

@@ -105,6 +105,8 @@ def spectral_norm_bound(matrix: Tensor) -> float:
     >>> 1.0 <= spectral_norm_bound(torch.eye(3)) <= 1.0 + 1e-12
     True
     """
+    if not isinstance(matrix, Tensor):
+        raise TypeError(f"matrix: expected a Tensor, got {type(matrix).__name__}")
     if matrix.dim() != 2:
         raise ValueError(f"matrix: expected 2 dimensions, got shape {tuple(matrix.shape)}")
     if not matrix.is_floating_point():

@@ -171,8 +171,17 @@ def convolution_factor(module: Any, kernel: tuple[int, ...]) -> float | None:
     """How much larger than its matrix's norm a convolution's can be; None if it has no rule.
 
     ``kernel`` is that of the weight, which counts in forward; ``kernel_size`` is a record of it.
+    Raises TypeError for a module that is no convolution, ValueError for a kernel that has not one
+    size for each of its dimensions.
     """
+    if not isinstance(module, (*CONV, *CONV_TRANSPOSE)):
+        raise TypeError(f"module: expected a torch.nn convolution, got {type(module).__name__}")
     n = len(kernel)
+    if n != len(module.kernel_size):
+        raise ValueError(
+            f"kernel: expected {len(module.kernel_size)} sizes for {type(module).__name__}, got"
+            f" {tuple(kernel)}"
+        )
     stride, dilation = as_tuple(module.stride, n), as_tuple(module.dilation, n)
     if isinstance(module, CONV):
         conv_forward = type(module)._conv_forward

@@ -18,7 +18,15 @@ _BISECTIONS = 8
 
 
 def largest_norm(k: float, factor: float) -> float:
-    """The largest norm of a matrix for which norm * factor * (1 + 2^-52), rounded, is at most k."""
+    """The largest norm of a matrix for which norm * factor * (1 + 2^-52), rounded, is at most k.
+
+    Raises ValueError unless k >= 0 and factor > 0.
+
+    >>> largest_norm(1.0, 2.0) <= 0.5
+    True
+    """
+    if not (k >= 0 and factor > 0):
+        raise ValueError(f"largest_norm: expected k >= 0 and factor > 0, got {k} and {factor}")
     norm = k / factor
     while norm * factor * (1 + 2.0**-52) > k:
         norm = math.nextafter(norm, 0.0)
@@ -29,7 +37,7 @@ def shrunk(matrix: Tensor, limit: float) -> Tensor:
     """``matrix`` (rows, cols) scaled down, as little as was found to do, to a bound <= ``limit``.
 
     A copy in the dtype of ``matrix``, rounded to nearest; the same entries where the bound holds
-    already. Raises ValueError for NaN or infinite entries.
+    already. Raises ValueError for NaN or infinite entries, TypeError for anything but a tensor.
 
     >>> weight = shrunk(torch.eye(2), 1 - 2.0**-30)
     >>> 1 - 1e-6 < spectral_norm_bound(weight) <= 1 - 2.0**-30
@@ -37,8 +45,8 @@ def shrunk(matrix: Tensor, limit: float) -> Tensor:
     """
     if not limit >= 0:
         raise ValueError(f"limit: expected a number >= 0, got {limit}")
-    matrix = matrix.detach()
     bound = spectral_norm_bound(matrix)
+    matrix = matrix.detach()
     if bound <= limit:
         return matrix.clone()
     if not math.isfinite(bound):

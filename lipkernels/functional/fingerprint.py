@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from lipkernels.kernels import fingerprint as _fingerprint
@@ -10,8 +11,10 @@ from lipkernels.kernels import fingerprint as _fingerprint
 def fingerprint(x: Tensor) -> int:
     """64 bits of the bytes of ``x``: equal for equal bytes, different after any accident.
 
-    A change goes unseen with a chance of about 2^-64. It is no cryptographic hash, is not the same
-    in another version or on another device, and is not meant to be stored.
+    A change goes unseen with a chance of about 2^-64. The memory layout does not count, nor does
+    the shape. It is no cryptographic hash, is not the same in another version or on another device,
+    and is not meant to be stored. Raises TypeError for anything but a tensor, ValueError for one
+    that has no bytes of its own (on the meta device, sparse).
 
     >>> x = torch.zeros(3)
     >>> before = fingerprint(x)
@@ -19,4 +22,13 @@ def fingerprint(x: Tensor) -> int:
     >>> fingerprint(x) == before
     False
     """
-    return _fingerprint.fingerprint(x)
+    if not isinstance(x, Tensor):
+        raise TypeError(f"x: expected a Tensor, got {type(x).__name__}")
+    if x.is_meta or x.layout != torch.strided:
+        raise ValueError(
+            f"x: expected a dense tensor that holds data, got one on {x.device}, {x.layout}"
+        )
+    if x.is_complex():
+        x = torch.view_as_real(x.detach().resolve_conj())
+    # The bytes are read in the order of the indices, and fastest where they lie in that order.
+    return _fingerprint.fingerprint(x.detach().contiguous())

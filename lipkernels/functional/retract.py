@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -17,6 +18,18 @@ from lipkernels.functional.weights import (
     one_or_list,
 )
 from lipkernels.kernels import retract as _retract
+
+_ORDINARY = 8  # binary digits of a scale whose square harms no format
+
+
+def _to_ordinary_scale(weight: Tensor, scale: float) -> tuple[Tensor, float]:
+    """Both times a power of two that puts ``scale`` near one: squares of 1e-30 underflow."""
+    exponent = math.frexp(scale)[1]
+    if abs(exponent) <= _ORDINARY:
+        return weight, scale
+    half = -exponent // 2  # 2^1074 is no float64, and 2^200 no float32
+    by = (2.0**half, 2.0 ** (-exponent - half))
+    return weight.double() * by[0] * by[1], scale * by[0] * by[1]
 
 
 def project_tangent(
@@ -50,10 +63,13 @@ def project_tangent(
             "project_tangent", _retract.PROJECT, weights[members[0]].device, backend
         )
         with torch.no_grad():
+            pairs = [
+                _to_ordinary_scale(weights[i].detach().contiguous(), scales[i]) for i in members
+            ]
             outs = _retract.PROJECT[name](
-                [grads[i].detach() for i in members],
-                [weights[i].detach() for i in members],
-                [scales[i] for i in members],
+                [grads[i].detach().contiguous() for i in members],
+                [w for w, _ in pairs],
+                [s for _, s in pairs],
             )
         for i, out in zip(members, outs, strict=True):
             results[i] = out
@@ -79,7 +95,9 @@ def retract(
     weights = checked_weights(weight, check)
 
     def call(members: list[int], scales: list[float], kind: torch.dtype) -> list[Tensor]:
-        chosen = [weights[i].detach() for i in members]
+        chosen = [weights[i].detach().contiguous() for i in members]
+        if chosen[0].is_meta:  # how near a weight is decides what is computed
+            return [torch.empty_like(w) for w in chosen]
         name = backends.resolve("retract", _retract.RETRACT, chosen[0].device, backend)
         return _retract.RETRACT[name](chosen, scales)
 
