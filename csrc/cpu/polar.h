@@ -59,7 +59,7 @@ inline int64_t padded(int64_t n) { return round_up(n, 16); }
 // An upper bound for what `Workspace` must hold, in bytes, for a matrix of m * n.
 inline int64_t workspace_size(int64_t m, int64_t n) {
   const int64_t square = padded(m) * padded(m), whole = padded(m) * (n + 64);
-  return 4 * 10 * square + 8 * 3 * square + 8 * 2 * whole + 8 * 16 * (m + 64) + 65536;
+  return 4 * 10 * square + 8 * 3 * square + 8 * 2 * whole + 8 * 16 * (m + 64) + 8 * n + 65536;
 }
 
 inline View<float> wide_view(float* data, int64_t rows, int64_t cols) {
