@@ -208,9 +208,8 @@ inline void polar_forward(const Team& team, const Forward& job, Workspace space)
   const double middle = 0.5 * (range.low + range.high);
   const double delta = std::fmax(0.5 * (range.high - range.low) / middle, 1e-6);
   // A polynomial of G commutes with G: its error leaves the direction of U alone, and the step that
-  // a matrix with few columns takes anyway squares it.
-  const Series inverse_root =
-      power_series(delta, -0.5, takes_step(m, n) ? LOOSE_SERIES : TIGHT_SERIES);
+  // a square matrix takes anyway squares it. The others keep Q for backward, which no step improves.
+  const Series inverse_root = power_series(delta, -0.5, m == n ? LOOSE_SERIES : TIGHT_SERIES);
   if (inverse_root.degree < 0) return give_up(ILL_CONDITIONED);
   y.q = best_block(inverse_root.degree);
   if (y.q > 5) y.q = 5;
