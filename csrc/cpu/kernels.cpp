@@ -18,6 +18,7 @@ constexpr double MIN_ELEMENTS_PER_TEAM = 1e5;
 // threads together. False if there is no memory.
 template <class Size, class Job>
 bool for_each(int64_t n, int threads, Size size_of, Job job) {
+  if (n == 0) return true;
   double work = 0;
   int64_t alone = 0, together = 0;
   const auto is_small = [&](int64_t i) {

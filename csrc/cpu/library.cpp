@@ -17,8 +17,8 @@ constexpr int64_t PAGE = 4096;
 }  // namespace
 
 Scratch::Scratch(int64_t bytes) {
-  {
-    std::lock_guard<std::mutex> lock(mutex);
+  // Without waiting: in a forked process the thread that holds the lock may not exist.
+  if (std::unique_lock<std::mutex> lock(mutex, std::try_to_lock); lock) {
     std::swap(data_, spare);
     std::swap(bytes_, spare_bytes);
   }
@@ -26,13 +26,14 @@ Scratch::Scratch(int64_t bytes) {
     std::free(data_);
     bytes_ = (bytes + bytes / 4 + PAGE - 1) / PAGE * PAGE;
     data_ = static_cast<char*>(std::aligned_alloc(PAGE, bytes_));
+    if (!data_) bytes_ = 0;  // or nothing would be kept as a spare block, and found too small by none
   }
 }
 
 Scratch::~Scratch() {
-  {
-    std::lock_guard<std::mutex> lock(mutex);
-    if (bytes_ > spare_bytes && bytes_ <= LARGEST_SPARE) {
+  if (bytes_ <= LARGEST_SPARE) {
+    std::unique_lock<std::mutex> lock(mutex, std::try_to_lock);
+    if (lock && bytes_ > spare_bytes) {
       std::swap(data_, spare);
       std::swap(bytes_, spare_bytes);
     }

@@ -59,7 +59,7 @@ inline int64_t padded(int64_t n) { return round_up(n, 16); }
 // An upper bound for what `Workspace` must hold, in bytes, for a matrix of m * n.
 inline int64_t workspace_size(int64_t m, int64_t n) {
   const int64_t square = padded(m) * padded(m), whole = padded(m) * (n + 64);
-  return 4 * 10 * square + 8 * 3 * square + 8 * 3 * whole + 8 * 16 * (m + 64) + 65536;
+  return 4 * 10 * square + 8 * 3 * square + 8 * 3 * whole + 8 * 16 * (m + 64) + 8 * n + 65536;
 }
 
 inline View<float> wide_view(float* data, int64_t rows, int64_t cols) {
@@ -208,9 +208,8 @@ inline void polar_forward(const Team& team, const Forward& job, Workspace space)
   const double middle = 0.5 * (range.low + range.high);
   const double delta = std::fmax(0.5 * (range.high - range.low) / middle, 1e-6);
   // A polynomial of G commutes with G: its error leaves the direction of U alone, and the step that
-  // a matrix with few columns takes anyway squares it.
-  const Series inverse_root =
-      power_series(delta, -0.5, takes_step(m, n) ? LOOSE_SERIES : TIGHT_SERIES);
+  // a square matrix takes anyway squares it. The others keep Q for backward, which no step improves.
+  const Series inverse_root = power_series(delta, -0.5, m == n ? LOOSE_SERIES : TIGHT_SERIES);
   if (inverse_root.degree < 0) return give_up(ILL_CONDITIONED);
   y.q = best_block(inverse_root.degree);
   if (y.q > 5) y.q = 5;

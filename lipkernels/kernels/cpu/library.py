@@ -7,6 +7,7 @@ torch is imported first, so that both share one OpenMP runtime and its threads.
 from __future__ import annotations
 
 import ctypes
+import os
 import pathlib
 
 import torch
@@ -77,6 +78,20 @@ def checked(code: int) -> None:
         raise MemoryError("lipkernels: not enough memory for the scratch space of a weight")
 
 
+class _Process:
+    """Whether this one was forked: OpenMP's threads stayed behind, and GNU's waits for them forever."""
+
+    forked = False
+
+
+def _after_fork() -> None:
+    _Process.forked = True
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
+
+
 def n_threads() -> int:
-    """How many threads a call may use: torch's own setting."""
-    return torch.get_num_threads()
+    """How many threads a call may use: torch's own setting, one in a forked process."""
+    return 1 if _Process.forked else torch.get_num_threads()

@@ -195,7 +195,7 @@ def backward(
             (result,), (factor, spectrum, scalars) = forward([weight], [1.0], torch.float32)
         *batch, rows, cols = weight.shape
         n = math.prod(batch)
-        grad = grad.float()
+        grad = grad.float().resolve_neg()
         tensors = (
             grad if grad.is_contiguous() else grad.contiguous(),
             result,
