@@ -4,10 +4,11 @@ import pytest
 import torch
 from cases import laid_out
 from operator_norm import assert_within
+from torch import nn
 
 import lipkernels.nn as lnn
+from lipkernels import Retractor, certify, metrics, parametrizations
 from lipkernels import functional as F
-from lipkernels import metrics, parametrizations
 
 
 @pytest.mark.parametrize("op", [F.polar_factor, F.frobenius_normalize])
@@ -113,3 +114,59 @@ def test_the_smallest_images_are_not_refused():
     transposed = lnn.SpectralConvTranspose2d(1, 1, 3, 2, 2, 1)
     assert transposed(torch.zeros(1, 1, 2, 2)).shape[-2:] == (2, 2)
     assert F.l2_norm_pool2d(torch.ones(1, 1, 1), 2, 2, 0, True).shape == (1, 1, 1)
+
+
+SCALES = {torch.float32: (1e-30, 1e-20, 1.0, 1e20, 1e30), torch.float64: (1e-200, 1e-30, 1e200)}
+
+
+@pytest.mark.parametrize(("dtype", "scale"), [(d, s) for d in SCALES for s in SCALES[d]])
+def test_tangents_at_any_scale(dtype, scale):
+    # The square of the scale underflowed: the gradient of a held weight was NaN, or not projected.
+    generator = torch.Generator().manual_seed(0)
+    raw, grad = (torch.randn(3, 5, generator=generator, dtype=torch.float64) for _ in range(2))
+    unit = F.polar_factor(raw)
+    got = F.project_tangent(grad.to(dtype), (unit * scale).to(dtype), scale)
+    torch.testing.assert_close(got.double(), F.project_tangent(grad, unit), rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_forward_error_of_exact_zeros(dtype):
+    # What stood for "no error at all" was above the bound: this machine was said to be at fault.
+    model = nn.Sequential(nn.Linear(4, 4, bias=False), nn.Linear(4, 1)).to(dtype)
+    error = certify.forward_error(model, torch.zeros(2, 4, dtype=dtype))
+    assert bool((error.at(0) < 1e-6).all())
+
+
+def test_fingerprints_do_not_depend_on_the_layout():
+    x = torch.randn(3, 4)
+    y = x.t().contiguous().t()
+    assert F.fingerprint(x) == F.fingerprint(y)
+    y[0, 1] += 1
+    assert F.fingerprint(x) != F.fingerprint(y)
+
+
+LINEAR = nn.Linear(4, 2)
+CONV = nn.Conv1d(2, 2, 2)
+SAMPLES = torch.zeros(2, 4)
+UNFIT = {
+    "fingerprint of no tensor": lambda: F.fingerprint(3),
+    "fingerprint of nothing": lambda: F.fingerprint(torch.zeros(2, device="meta")),
+    "norm by no factor": lambda: certify.largest_norm(1.0, 0),
+    "norm of nan": lambda: certify.largest_norm(float("nan"), 1.0),
+    "shrunk number": lambda: certify.shrunk(3, 1.0),
+    "factor of a linear layer": lambda: certify.convolution_factor(LINEAR, (3,)),
+    "factor of another kernel": lambda: certify.convolution_factor(CONV, (3, 3)),
+    "radius of another length": lambda: certify.forward_error(LINEAR, SAMPLES).at([1.0] * 3),
+    "radius of words": lambda: certify.forward_error(LINEAR, SAMPLES).at(["1"]),
+    "no radius": lambda: certify.forward_error(LINEAR, SAMPLES).at(None),
+    "error of no module": lambda: certify.forward_error(3, SAMPLES),
+    "error of float8": lambda: certify.forward_error(LINEAR, SAMPLES.to(FLOAT8)),
+    "error of another width": lambda: certify.forward_error(LINEAR, torch.zeros(2, 5)),
+    "retractor of no module": lambda: Retractor(3),
+}
+
+
+@pytest.mark.parametrize("what", UNFIT)
+def test_unfit_arguments_are_refused(what):
+    with pytest.raises((TypeError, ValueError), match="expect"):
+        UNFIT[what]()

@@ -47,7 +47,7 @@ def _checked_radius(radius: object) -> Tensor:
         numbers = torch.as_tensor(radius)
         if numbers.is_complex() or numbers.layout != torch.strided:
             raise TypeError
-    except (TypeError, RuntimeError) as error:
+    except (TypeError, ValueError, RuntimeError) as error:
         raise TypeError(
             f"radius: expected a number, or one for each sample, got {type(radius).__name__}"
         ) from error
