@@ -78,7 +78,7 @@ def checked(code: int) -> None:
 
 
 class _Process:
-    """Whether this one was forked: OpenMP's threads stayed behind, and GNU's waits for them forever."""
+    """Whether this one was forked: OpenMP's threads stayed behind, and it waits for them."""
 
     forked = False
 
