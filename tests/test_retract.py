@@ -180,7 +180,7 @@ def test_ten_thousand_steps():
     silly = {0: 1e3, 1: 1e10, 2: 1e-12, 3: 5.0}
     for i in range(n):
         phase = i // 100 % 10
-        lr = silly.get(phase, 0.3 / (1 + phase)) if i < n - 10 else 0.0
+        lr = silly.get(phase, 0.03 / (1 + phase)) if i < n - 10 else 0.0
         optimizer.param_groups[0]["lr"] = lr
         optimizer.zero_grad(set_to_none=i % 2 == 0)
         torch.cos(net(x) - target).sum().backward()
