@@ -14,14 +14,15 @@ import torch
 
 from lipkernels import backends
 
-_ABI_VERSION = 1
-_POINTER, _INT, _INT64, _DOUBLE = ctypes.c_void_p, ctypes.c_int, ctypes.c_int64, ctypes.c_double
+_ABI_VERSION = 2
+_POINTER, _INT, _INT64 = ctypes.c_void_p, ctypes.c_int, ctypes.c_int64
 _SIGNATURES = {
     "lk_polar_forward": (_INT64, _POINTER, _POINTER, _POINTER, _INT),
     "lk_polar_backward": (_INT64, _POINTER, _POINTER, _INT),
     "lk_polar_retract": (_INT64, _POINTER, _POINTER, _POINTER, _INT),
     "lk_polar_project": (_INT64, _POINTER, _POINTER, _INT),
-    "lk_polar_finish": (_POINTER, _POINTER, _INT64, _INT64, _DOUBLE, _DOUBLE, _INT),
+    "lk_polar_gram": (_POINTER, _INT64, _INT64, _POINTER, _INT),
+    "lk_polar_from_eigenvectors": (_POINTER, _POINTER, _INT),
 }
 INSTRUCTION_SETS = ("baseline", "avx2", "avx512")
 
@@ -78,7 +79,7 @@ def checked(code: int) -> None:
 
 
 class _Process:
-    """Whether this one was forked: OpenMP's threads stayed behind, and it waits for them."""
+    """Whether this one was forked: OpenMP's threads stayed behind, and GNU's waits for them."""
 
     forked = False
 
