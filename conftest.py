@@ -1,28 +1,7 @@
-"""What every docstring example may assume, and the options of the long tests.
-
-``--soak-steps N``: how long tests/test_soak.py trains. ``--hypothesis-profile fuzz``: thousands of
-random examples where the default profile, ci, has a few hundred, the same ones every time.
-"""
-
-import os
+"""What every docstring example may assume, and how long tests/test_soak.py trains."""
 
 import pytest
 import torch
-from hypothesis import HealthCheck, settings
-
-_SLOW = (HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much)
-settings.register_profile(
-    "ci", max_examples=50, derandomize=True, deadline=None, suppress_health_check=_SLOW
-)
-_EXAMPLES = int(os.environ.get("LIPKERNELS_FUZZ", "3000"))  # of each test
-settings.register_profile(
-    "fuzz",
-    max_examples=_EXAMPLES,
-    deadline=None,
-    suppress_health_check=_SLOW,
-    print_blob=True,
-)
-settings.load_profile("ci")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

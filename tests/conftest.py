@@ -1,9 +1,29 @@
-"""One thread: the matrices here are tiny, and OpenMP's barriers would cost ten times their work."""
+"""One thread: the matrices here are tiny, and OpenMP's barriers would cost ten times their work.
 
+``--hypothesis-profile fuzz``: thousands of random examples (LIPKERNELS_FUZZ of each test) where the
+default profile, ci, has a few hundred, the same ones every time.
+"""
+
+import os
 import sys
 
 import pytest
 import torch
+from hypothesis import HealthCheck, settings
+
+_SLOW = (HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much)
+settings.register_profile(
+    "ci", max_examples=50, derandomize=True, deadline=None, suppress_health_check=_SLOW
+)
+_EXAMPLES = int(os.environ.get("LIPKERNELS_FUZZ", "3000"))  # of each test
+settings.register_profile(
+    "fuzz",
+    max_examples=_EXAMPLES,
+    deadline=None,
+    suppress_health_check=_SLOW,
+    print_blob=True,
+)
+settings.load_profile("ci")
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -80,7 +80,8 @@ def test_models(data):
                 p.data.normal_()
         reference = call("forward", model, x)
     expected = reference[0]
-    small_enough = expected.dtype == torch.float32 and finite(expected)
+    # torch's own PixelUnshuffle, which an export may be, leaves an empty batch in its shape.
+    small_enough = expected.dtype == torch.float32 and finite(expected) and x.numel() > 0
     small_enough = small_enough and bool((expected.abs() < 1e6).all())
 
     with lk.grouped(model):
@@ -266,7 +267,7 @@ def test_convolutions(data):
     if y is None or not finite(module.raw_weight) or not x.numel():
         return
     z = x + torch.linspace(-1, 2, x.numel(), dtype=x.dtype).reshape(x.shape)
-    gap = torch.linalg.vector_norm(y[0] - module(z))
+    gap = torch.linalg.vector_norm(y[0] - module(z)).detach()
     assert float(gap) <= module.k_coef_lip * float(torch.linalg.vector_norm(x - z)) * (1 + 1e-12)
 
 

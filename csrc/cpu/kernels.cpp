@@ -18,6 +18,7 @@ constexpr double MIN_ELEMENTS_PER_TEAM = 1e5;
 // threads together. False if there is no memory.
 template <class Size, class Job>
 bool for_each(int64_t n, int threads, Size size_of, Job job) {
+  if (n == 0) return true;
   double work = 0;
   int64_t alone = 0, together = 0;
   const auto is_small = [&](int64_t i) {
@@ -86,17 +87,31 @@ extern "C" int LK_NAME(polar_backward)(int64_t n, const int64_t* table, const do
              : 1;
 }
 
-// polar_finish: result (in place), scalars[1], rows, cols; `numbers`: scale, margin.
-extern "C" int LK_NAME(polar_finish)(float* result, float* scalars, int64_t rows, int64_t cols,
-                                     double scale, double margin, int threads) {
+// The lower triangle of the smaller Gram matrix, in float64, (m, m).
+extern "C" int LK_NAME(polar_gram)(const float* weight, int64_t rows, int64_t cols, double* gram,
+                                   int threads) {
   const auto size = rows < cols ? std::pair{rows, cols} : std::pair{cols, rows};
+  const auto [m, n] = size;
   return for_each(1, threads, [&](int64_t) { return size; },
                   [&](const Team& team, int64_t, Workspace space) {
-                    double error = 0;
-                    const double factor = finish(team, size.first, size.second,
-                                                 wide_view(result, rows, cols), scale, margin, &error,
-                                                 space);
-                    scalars[1] = float(factor);
+                    const View<const float> w = wide_view(weight, rows, cols);
+                    double* packed = space.take<double>(packed_size<double>(n, m));
+                    gemm<double>(team, m, m, n, w, w.t(), rows_of(gram, m), 1.0, 0.0, true, packed);
+                  })
+             ? 0
+             : 1;
+}
+
+// table: weight, vectors, p, row and column stride of vectors, result, scalars, rows, cols; scale,
+// margin.
+extern "C" int LK_NAME(polar_from_eigenvectors)(const int64_t* t, const double* numbers,
+                                                int threads) {
+  const FromEigenvectors job{(const float*)t[0], (const double*)t[1], (const double*)t[2], t[3], t[4],
+                             (float*)t[5], (float*)t[6], t[7], t[8], numbers[0], numbers[1]};
+  const auto size = t[7] < t[8] ? std::pair{t[7], t[8]} : std::pair{t[8], t[7]};
+  return for_each(1, threads, [&](int64_t) { return size; },
+                  [&](const Team& team, int64_t, Workspace space) {
+                    polar_from_eigenvectors(team, job, space);
                   })
              ? 0
              : 1;

@@ -17,8 +17,8 @@ constexpr int64_t PAGE = 4096;
 }  // namespace
 
 Scratch::Scratch(int64_t bytes) {
-  {
-    std::lock_guard<std::mutex> lock(mutex);
+  // Without waiting: in a forked process the thread that holds the lock may not exist.
+  if (std::unique_lock<std::mutex> lock(mutex, std::try_to_lock); lock) {
     std::swap(data_, spare);
     std::swap(bytes_, spare_bytes);
   }
@@ -26,13 +26,14 @@ Scratch::Scratch(int64_t bytes) {
     std::free(data_);
     bytes_ = (bytes + bytes / 4 + PAGE - 1) / PAGE * PAGE;
     data_ = static_cast<char*>(std::aligned_alloc(PAGE, bytes_));
+    if (!data_) bytes_ = 0;  // or nothing would be kept as a spare block, and found too small by none
   }
 }
 
 Scratch::~Scratch() {
-  {
-    std::lock_guard<std::mutex> lock(mutex);
-    if (bytes_ > spare_bytes && bytes_ <= LARGEST_SPARE) {
+  if (bytes_ <= LARGEST_SPARE) {
+    std::unique_lock<std::mutex> lock(mutex, std::try_to_lock);
+    if (lock && bytes_ > spare_bytes) {
       std::swap(data_, spare);
       std::swap(bytes_, spare_bytes);
     }
@@ -51,7 +52,8 @@ Scratch::~Scratch() {
 #define LK_DECLARE(set)                                                                            \
   extern "C" int polar_forward_##set(int64_t, const int64_t*, const double*, int32_t*, int);       \
   extern "C" int polar_backward_##set(int64_t, const int64_t*, const double*, int);                \
-  extern "C" int polar_finish_##set(float*, float*, int64_t, int64_t, double, double, int);        \
+  extern "C" int polar_gram_##set(const float*, int64_t, int64_t, double*, int);                   \
+  extern "C" int polar_from_eigenvectors_##set(const int64_t*, const double*, int);                \
   extern "C" int polar_retract_##set(int64_t, const int64_t*, const double*, int32_t*, int);       \
   extern "C" int polar_project_##set(int64_t, const int64_t*, const double*, int);                 \
   extern "C" void sort_pairs_##set(const void*, void*, uint8_t*, int64_t, int64_t, int, int);      \
@@ -90,7 +92,7 @@ Set current = best_set();
 #endif
 
 // Changes with every change of a function below.
-extern "C" int lk_abi_version() { return 1; }
+extern "C" int lk_abi_version() { return 2; }
 
 // 0, 1, 2: baseline, AVX2, AVX-512. Asking for one that the processor lacks changes nothing.
 extern "C" int lk_instruction_set() { return current; }
@@ -108,9 +110,12 @@ extern "C" int lk_polar_backward(int64_t n, const int64_t* table, const double* 
                                  int threads) {
   LK_CALL(polar_backward, n, table, numbers, threads)
 }
-extern "C" int lk_polar_finish(float* result, float* scalars, int64_t rows, int64_t cols,
-                               double scale, double margin, int threads) {
-  LK_CALL(polar_finish, result, scalars, rows, cols, scale, margin, threads)
+extern "C" int lk_polar_gram(const float* weight, int64_t rows, int64_t cols, double* gram,
+                             int threads) {
+  LK_CALL(polar_gram, weight, rows, cols, gram, threads)
+}
+extern "C" int lk_polar_from_eigenvectors(const int64_t* table, const double* numbers, int threads) {
+  LK_CALL(polar_from_eigenvectors, table, numbers, threads)
 }
 extern "C" int lk_polar_retract(int64_t n, const int64_t* table, const double* numbers,
                                 int32_t* status, int threads) {

@@ -59,7 +59,7 @@ inline int64_t padded(int64_t n) { return round_up(n, 16); }
 // An upper bound for what `Workspace` must hold, in bytes, for a matrix of m * n.
 inline int64_t workspace_size(int64_t m, int64_t n) {
   const int64_t square = padded(m) * padded(m), whole = padded(m) * (n + 64);
-  return 4 * 10 * square + 8 * 3 * square + 8 * 2 * whole + 8 * 16 * (m + 64) + 65536;
+  return 4 * 10 * square + 8 * 3 * square + 8 * 3 * whole + 8 * 16 * (m + 64) + 8 * n + 65536;
 }
 
 inline View<float> wide_view(float* data, int64_t rows, int64_t cols) {
@@ -208,9 +208,8 @@ inline void polar_forward(const Team& team, const Forward& job, Workspace space)
   const double middle = 0.5 * (range.low + range.high);
   const double delta = std::fmax(0.5 * (range.high - range.low) / middle, 1e-6);
   // A polynomial of G commutes with G: its error leaves the direction of U alone, and the step that
-  // a matrix with few columns takes anyway squares it.
-  const Series inverse_root =
-      power_series(delta, -0.5, takes_step(m, n) ? LOOSE_SERIES : TIGHT_SERIES);
+  // a square matrix takes anyway squares it. The others keep Q for backward, which no step improves.
+  const Series inverse_root = power_series(delta, -0.5, m == n ? LOOSE_SERIES : TIGHT_SERIES);
   if (inverse_root.degree < 0) return give_up(ILL_CONDITIONED);
   y.q = best_block(inverse_root.degree);
   if (y.q > 5) y.q = 5;
@@ -240,6 +239,36 @@ inline void polar_forward(const Team& team, const Forward& job, Workspace space)
   job.scalars[0] = 1.0f;
   job.scalars[1] = float(factor);
   *job.status = DONE;
+}
+
+struct FromEigenvectors {
+  const float* weight;
+  const double *vectors, *p;  // V (m, m), any strides, and p (m): P = V diag(p) V^T
+  int64_t vectors_rs, vectors_cs;
+  float *result, *scalars;
+  int64_t rows, cols;
+  double scale, margin;
+};
+
+// U = V (p^-1 V^T W): the bracket in float64, its rows are orthonormal; then the last step.
+inline void polar_from_eigenvectors(const Team& team, const FromEigenvectors& job, Workspace space) {
+  const int64_t m = job.rows < job.cols ? job.rows : job.cols;
+  const int64_t n = job.rows < job.cols ? job.cols : job.rows, ld = padded(n);
+  const View<const float> w = wide_view(job.weight, job.rows, job.cols);
+  const View<float> u = wide_view(job.result, job.rows, job.cols);
+  const View<const double> v{job.vectors, job.vectors_rs, job.vectors_cs};
+  View<float> b = rows_of(space.take<float>(m * ld), ld);
+  double* packed = space.take<double>(packed_size<double>(m, n));
+  gemm<double>(team, m, n, m, v.t(), w, b, 1.0, 0.0, false, packed);
+  team.each(m, n / 8, [&](int64_t i) {
+    const float inverse = job.p[i] > 0 ? float(1 / job.p[i]) : 0.0f;
+    float* row = b.row(i);
+    for (int64_t j = 0; j < n; ++j) row[j] *= inverse;
+  });
+  gemm<float>(team, m, n, m, v, read_only(b), u, 1.0f, 0.0f, false, (float*)packed);
+  double error = 0;
+  job.scalars[0] = 1.0f;
+  job.scalars[1] = float(finish(team, m, n, u, job.scale, job.margin, &error, space));
 }
 
 // Solves A Y + Y A = C for skew C, A symmetric positive definite; C is overwritten. All (m, ld).

@@ -88,14 +88,14 @@ inline void polar_project(const Team& team, const Project& job, Workspace space)
   View<float> symmetric = rows_of(space.take<float>(m * ld), ld);
   const int64_t tall = packed_size<float>(n, m), wide = packed_size<float>(m, n);
   float* packed = space.take<float>(tall > wide ? tall : wide);
-  const float inverse = float(1 / (job.scale * job.scale));
+  const float inverse = float(1 / job.scale);  // once in each product: its square may overflow
   gemm<float>(team, m, m, n, read_only(g), w.t(), t, -0.5f * inverse, 0.0f, false, packed);
   team.each(m, m / 8, [&](int64_t i) {
     float* to = symmetric.row(i);
     const float *from = t.row(i), *column = t.data + i;
     for (int64_t j = 0; j < m; ++j) to[j] = from[j] + column[j * ld];
   });
-  gemm<float>(team, m, n, m, read_only(symmetric), w, g, 1.0f, 1.0f, false, packed);
+  gemm<float>(team, m, n, m, read_only(symmetric), w, g, inverse, 1.0f, false, packed);
 }
 
 }  // namespace

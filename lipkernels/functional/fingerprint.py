@@ -6,6 +6,16 @@ import torch
 from torch import Tensor
 
 from lipkernels.kernels import fingerprint as _fingerprint
+from lipkernels.kernels.eager import is_plain_eager
+
+
+def has_fingerprint(x: Tensor) -> bool:
+    """Whether ``x`` has bytes to look at, and nobody records what is done to it instead.
+
+    >>> has_fingerprint(torch.zeros(3)), has_fingerprint(torch.zeros(3, device="meta"))
+    (True, False)
+    """
+    return is_plain_eager((x,))
 
 
 def fingerprint(x: Tensor) -> int:

@@ -22,7 +22,7 @@ def is_plain_eager(tensors: Sequence[Tensor]) -> bool:
     """Whether ordinary tensors are computed with, and nobody is recording what is done to them."""
     return (
         not torch.compiler.is_compiling()
-        and all(type(t) in _PLAIN and not t.is_meta for t in tensors)
+        and all(type(t) in _PLAIN and not (t.is_meta or t.is_neg()) for t in tensors)
         and not is_in_torch_dispatch_mode()
         and not _is_torch_function_mode_enabled()
         and torch._C._get_tracing_state() is None

@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from lipkernels.certify import largest_norm, shrunk
 from lipkernels.constraints import Constraint, forward_dtype
 from lipkernels.functional import fingerprint, initial_vector
+from lipkernels.functional.fingerprint import has_fingerprint
 from lipkernels.nn.module import LipschitzModule
 
 
@@ -129,7 +130,10 @@ class ConstrainedWeight(LipschitzModule):
 
     @property
     def weight(self) -> Tensor:
-        """The constrained weight that forward uses. In-place writes to it change nothing."""
+        """The constrained weight that forward uses. In-place writes to it change nothing.
+
+        While it is held it shares the raw weight's memory: a write changes that, and ends the hold.
+        """
         if self._parameters.get("weight") is None:
             raise AttributeError(f"{type(self).__name__} has no raw weight yet")
         try:
@@ -191,6 +195,7 @@ class ConstrainedWeight(LipschitzModule):
         now = self.raw_weight
         return (
             now is raw
+            and has_fingerprint(now)  # a trace or a transform constrains too
             and _version(now) == version
             and scale == self.matrix_scale()
             and self.weight_dtype() == now.dtype

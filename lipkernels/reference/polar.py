@@ -32,7 +32,7 @@ from lipkernels.reference.scaling import for_products, to_unit_magnitude, unscal
 
 # The Gram matrix squares the condition number: past this one float32 loses the small end, and
 # everything up to U is done in float64.
-_MAX_CONDITION_FLOAT32 = 30.0
+MAX_CONDITION_FLOAT32 = 30.0
 
 # Singular values below this fraction of the largest one are rounding noise of a float64 Gram
 # matrix. They are divided by the floor instead of by themselves: the result keeps sigma <= 1, and
@@ -45,29 +45,16 @@ def _reciprocal(p: Tensor) -> Tensor:
     return torch.where(p > 0, 1.0 / p, 0.0)
 
 
+def floored_root(eigenvalues: Tensor) -> Tensor:
+    """The singular values p, ascending, of the eigenvalues of a Gram matrix; see _FLOOR."""
+    p = eigenvalues.clamp_min(0.0).sqrt()
+    return torch.maximum(p, _FLOOR * p[..., -1:])
+
+
 def _decompose(x: Tensor) -> tuple[Tensor, Tensor]:
     """Eigenvectors V of X X^T and the floored singular values p, ascending."""
     eigenvalues, vectors = torch.linalg.eigh(x @ x.mT)
-    p = eigenvalues.clamp_min(0.0).sqrt()
-    return vectors, torch.maximum(p, _FLOOR * p[..., -1:])
-
-
-def by_eigenvectors(x: Tensor, in_float64: bool = False) -> tuple[Tensor, Tensor, Tensor]:
-    """``(U, V, p)`` of a wide, finite x of unit magnitude; U in x's format, before the last step.
-
-    ``in_float64``: x is known to be too ill-conditioned for a float32 Gram matrix.
-    """
-    kind = x.dtype
-    x = for_products(x)
-    if in_float64:
-        x = x.double()
-    vectors, p = _decompose(x)
-    if x.dtype != torch.float64 and bool((p[..., -1] > _MAX_CONDITION_FLOAT32 * p[..., 0]).any()):
-        x = x.double()
-        vectors, p = _decompose(x)
-    # Q x = V (p^-1 V^T x). The bracket has orthonormal rows: float32 costs it nothing.
-    rows = _reciprocal(p)[..., None] * (vectors.mT @ x)
-    return vectors.to(kind) @ rows.to(kind), vectors, p
+    return vectors, floored_root(eigenvalues)
 
 
 def _inverse_root(vectors: Tensor, p: Tensor) -> Tensor:
@@ -92,10 +79,15 @@ def _newton_schulz_step(u: Tensor) -> Tensor:
 
 def _wide_polar_factor(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     finite = torch.isfinite(x).all(dim=-1, keepdim=True).all(dim=-2, keepdim=True)
-    # LAPACK refuses NaN; the result is set to it.
-    u, vectors, p = by_eigenvectors(torch.where(finite, x, 0.0))
-    u = _newton_schulz_step(u)
-    return torch.where(finite, u, torch.nan), vectors.to(x.dtype), p.to(x.dtype)
+    kind = x.dtype
+    x = for_products(torch.where(finite, x, 0.0))  # LAPACK refuses NaN; the result is set to it
+    vectors, p = _decompose(x)
+    ill_conditioned = bool((p[..., -1] > MAX_CONDITION_FLOAT32 * p[..., 0]).any())
+    if ill_conditioned and x.dtype != torch.float64:
+        x = x.double()
+        vectors, p = _decompose(x)
+    u = _newton_schulz_step(_inverse_root(vectors, p) @ x).to(kind)
+    return torch.where(finite, u, torch.nan), vectors.to(kind), p.to(kind)
 
 
 def polar_factor(weight: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:

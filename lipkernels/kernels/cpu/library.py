@@ -7,20 +7,22 @@ torch is imported first, so that both share one OpenMP runtime and its threads.
 from __future__ import annotations
 
 import ctypes
+import os
 import pathlib
 
 import torch
 
 from lipkernels import backends
 
-_ABI_VERSION = 1
-_POINTER, _INT, _INT64, _DOUBLE = ctypes.c_void_p, ctypes.c_int, ctypes.c_int64, ctypes.c_double
+_ABI_VERSION = 2
+_POINTER, _INT, _INT64 = ctypes.c_void_p, ctypes.c_int, ctypes.c_int64
 _SIGNATURES = {
     "lk_polar_forward": (_INT64, _POINTER, _POINTER, _POINTER, _INT),
     "lk_polar_backward": (_INT64, _POINTER, _POINTER, _INT),
     "lk_polar_retract": (_INT64, _POINTER, _POINTER, _POINTER, _INT),
     "lk_polar_project": (_INT64, _POINTER, _POINTER, _INT),
-    "lk_polar_finish": (_POINTER, _POINTER, _INT64, _INT64, _DOUBLE, _DOUBLE, _INT),
+    "lk_polar_gram": (_POINTER, _INT64, _INT64, _POINTER, _INT),
+    "lk_polar_from_eigenvectors": (_POINTER, _POINTER, _INT),
 }
 INSTRUCTION_SETS = ("baseline", "avx2", "avx512")
 
@@ -76,6 +78,20 @@ def checked(code: int) -> None:
         raise MemoryError("lipkernels: not enough memory for the scratch space of a weight")
 
 
+class _Process:
+    """Whether this one was forked: OpenMP's threads stayed behind, and GNU's waits for them."""
+
+    forked = False
+
+
+def _after_fork() -> None:
+    _Process.forked = True
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
+
+
 def n_threads() -> int:
-    """How many threads a call may use: torch's own setting."""
-    return torch.get_num_threads()
+    """How many threads a call may use: torch's own setting, one in a forked process."""
+    return 1 if _Process.forked else torch.get_num_threads()

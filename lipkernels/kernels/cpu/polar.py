@@ -140,16 +140,35 @@ def _rescaled(x: Tensor, scale: float, margin: float) -> tuple[Tensor, ...]:
     return result, factor, spectrum, scalars
 
 
+def _eigenvectors(gram: Tensor, in_float64: bool) -> tuple[Tensor, Tensor]:
+    """V and the floored p of P = V diag(p) V^T, in float64, from P^2 (its lower triangles)."""
+    if not in_float64:
+        eigenvalues, vectors = torch.linalg.eigh(gram.float())
+        p = reference.floored_root(eigenvalues)
+        if bool((p[..., -1] <= reference.MAX_CONDITION_FLOAT32 * p[..., 0]).all()):
+            return vectors.double(), p.double()
+    eigenvalues, vectors = torch.linalg.eigh(gram)
+    return vectors, reference.floored_root(eigenvalues)
+
+
 def _decomposed(x: Tensor, in_float64: bool, scale: float, margin: float) -> tuple[Tensor, ...]:
     """Result and saved tensors of ill-conditioned matrices (n, rows, cols)."""
-    tall = x.shape[-2] > x.shape[-1]
-    u, vectors, p = reference.by_eigenvectors(x.mT if tall else x, in_float64)
-    result = (u.mT if tall else u).contiguous()
-    scalars = x.new_ones(len(x), 2)
-    for one, its_scalars in zip(result, scalars, strict=True):
+    n, rows, cols = x.shape
+    m = min(rows, cols)
+    gram = x.new_zeros((n, m, m), dtype=torch.float64)
+    for one, its_gram in zip(x, gram, strict=True):
         checked(
-            library().lk_polar_finish(
-                one.data_ptr(), its_scalars.data_ptr(), *one.shape, scale, margin, n_threads()
+            library().lk_polar_gram(one.data_ptr(), rows, cols, its_gram.data_ptr(), n_threads())
+        )
+    vectors, p = _eigenvectors(gram, in_float64)
+    result, scalars = torch.empty_like(x), x.new_empty(n, 2)
+    numbers = array.array("d", (scale, margin))
+    for one, v, its_p, out, its_scalars in zip(x, vectors, p, result, scalars, strict=True):
+        addresses = (one.data_ptr(), v.data_ptr(), its_p.data_ptr(), *v.stride())
+        table = array.array("q", (*addresses, out.data_ptr(), its_scalars.data_ptr(), rows, cols))
+        checked(
+            library().lk_polar_from_eigenvectors(
+                table.buffer_info()[0], numbers.buffer_info()[0], n_threads()
             )
         )
     return result, vectors.float(), p.float(), scalars
@@ -176,7 +195,7 @@ def backward(
             (result,), (factor, spectrum, scalars) = forward([weight], [1.0], torch.float32)
         *batch, rows, cols = weight.shape
         n = math.prod(batch)
-        grad = grad.float()
+        grad = grad.float().resolve_neg()
         tensors = (
             grad if grad.is_contiguous() else grad.contiguous(),
             result,

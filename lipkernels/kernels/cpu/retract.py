@@ -64,7 +64,10 @@ def project(grads: list[Tensor], weights: list[Tensor], scales: list[float]) -> 
         if not _is_for_library(grad, weight):
             results.append(reference.project(grad, weight, scale))
             continue
-        result, wide = grad.clone(memory_format=torch.contiguous_format), weight.contiguous()
+        result, wide = (
+            grad.clone(memory_format=torch.contiguous_format),
+            weight.resolve_neg().contiguous(),
+        )
         results.append(result)
         keep.append(wide)
         for one, w in zip(_matrices(result), _matrices(wide), strict=True):

@@ -27,7 +27,7 @@ def group_sort(x: Tensor, group_size: int, dim: int) -> tuple[Tensor, Tensor]:
     """As :func:`lipkernels.reference.sorting.group_sort`."""
     if not _is_for_library(x, group_size):
         return reference.group_sort(x, group_size, dim)
-    x = x.contiguous()
+    x = x.resolve_neg().contiguous()
     y, index = torch.empty_like(x), torch.empty_like(x, dtype=torch.uint8)
     library().lk_sort_pairs(
         x.data_ptr(),
@@ -41,7 +41,7 @@ def group_sort(x: Tensor, group_size: int, dim: int) -> tuple[Tensor, Tensor]:
 
 
 def _swapped(x: Tensor, index: Tensor, dim: int) -> Tensor:
-    x = x.contiguous()
+    x = x.resolve_neg().contiguous()
     y = torch.empty_like(x)
     library().lk_swap_pairs(
         x.data_ptr(),
