@@ -154,6 +154,7 @@ UNFIT = {
     "norm by no factor": lambda: certify.largest_norm(1.0, 0),
     "norm of nan": lambda: certify.largest_norm(float("nan"), 1.0),
     "shrunk number": lambda: certify.shrunk(3, 1.0),
+    "shrunk to any norm": lambda: certify.shrunk(torch.tensor([[float("nan")]]), float("inf")),
     "factor of a linear layer": lambda: certify.convolution_factor(LINEAR, (3,)),
     "factor of another kernel": lambda: certify.convolution_factor(CONV, (3, 3)),
     "radius of another length": lambda: certify.forward_error(LINEAR, SAMPLES).at([1.0] * 3),

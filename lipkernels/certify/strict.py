@@ -47,10 +47,10 @@ def shrunk(matrix: Tensor, limit: float) -> Tensor:
         raise ValueError(f"limit: expected a number >= 0, got {limit}")
     bound = spectral_norm_bound(matrix)
     matrix = matrix.detach()
-    if bound <= limit:
-        return matrix.clone()
     if not math.isfinite(bound):
         raise ValueError("matrix: expected finite entries and a finite norm, got NaN or infinity")
+    if bound <= limit:
+        return matrix.clone()
     wide = matrix.double()
 
     def scaled(factor: float) -> Tensor:
