@@ -1,5 +1,6 @@
 """The C++ library for the CPU: one result from every path, thread count, instruction set."""
 
+import array
 import contextlib
 import os
 import pathlib
@@ -187,9 +188,14 @@ def test_the_defect_decides_between_a_step_and_a_division():
     noise = torch.randn(24, 60, generator=generator(1), dtype=torch.float64)
     for size in (0.0, 1e-8, 1e-7, 3e-7, 1e-6, 1e-5, 1e-4, 1e-3, 1e-2):
         for w in ((base + size * noise).float(), (base + size * noise).float()[:, :30]):
-            u, scalars = w.clone(), torch.zeros(2)
-            code = cpu.library().lk_polar_finish(
-                u.data_ptr(), scalars.data_ptr(), *u.shape, 1.0, 1 - 1e-6, 1
+            # With V = I and p = 1 the product leaves W as it is, and the last step is all there is.
+            w, u, scalars = w.contiguous(), torch.empty(w.shape), torch.zeros(2)
+            vectors, p = torch.eye(24, dtype=torch.float64), torch.ones(24, dtype=torch.float64)
+            inputs = (w.data_ptr(), vectors.data_ptr(), p.data_ptr(), *vectors.stride())
+            table = array.array("q", (*inputs, u.data_ptr(), scalars.data_ptr(), *w.shape))
+            numbers = array.array("d", (1.0, 1 - 1e-6))
+            code = cpu.library().lk_polar_from_eigenvectors(
+                table.buffer_info()[0], numbers.buffer_info()[0], 1
             )
             assert code == 0
             assert_within(u, 1.0, size)
@@ -459,7 +465,7 @@ def test_a_library_of_another_version(tmp_path):
     except (OSError, subprocess.CalledProcessError):
         pytest.skip("no C compiler here")
     message = without(f"[pathlib.Path({str(tmp_path)!r}) / '_cpu.so']")
-    assert "has version 999 of the interface, expected 1" in message
+    assert "has version 999 of the interface, expected 2" in message
 
 
 def _build(tmp_path, **environment):
