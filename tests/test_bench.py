@@ -1,6 +1,7 @@
 """The benchmarks: what they time, what they count, what they print."""
 
 import json
+import re
 import subprocess
 import sys
 import time
@@ -265,7 +266,8 @@ def test_the_driver_end_to_end_with_a_library_missing(tmp_path, pytestconfig, ca
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     assert "MISSING orthogonium: ModuleNotFoundError" in done.stdout
-    assert "1 skipped" in done.stdout
+    result_missing = len(re.findall(r"^MISSING ", done.stdout, re.MULTILINE))
+    assert f"{result_missing} skipped" in done.stdout  # deel-torchlip need not be installed either
 
     (written,) = tmp_path.glob("*/reparametrization.json")
     result = json.loads(written.read_text())
