@@ -6,7 +6,8 @@ the raw weights are put back on the constraint, all in one call, and held. Forwa
 are; backward projects their gradients on the tangent space of the constraint, which is all that is
 left of differentiating through it.
 
-The promise is the same, and so are the gradients. A held weight satisfies the promise as stored,
+The promise is the same, and so are the gradients (but for a Bjorck iteration named with few steps,
+which is no projection: held, it acts on its own result). A held weight satisfies it as stored,
 and one that anybody else changes is not trusted: the layer constrains it in forward until the next
 step of the optimizer (see Note [Held weights] in `lipkernels.nn.constrained`).
 
