@@ -27,35 +27,13 @@ from lipkernels.certify import largest_norm, shrunk
 from lipkernels.constraints import Constraint, forward_dtype
 from lipkernels.functional import fingerprint, initial_vector
 from lipkernels.functional.fingerprint import has_fingerprint
+from lipkernels.nn.held import held_weight
 from lipkernels.nn.module import LipschitzModule
 
 
 def _version(tensor: Tensor) -> int:
     """How often ``tensor`` was written to in place; tensors of inference mode do not count."""
     return 0 if tensor.is_inference() else tensor._version
-
-
-class _HeldWeight(torch.autograd.Function):
-    """A weight that satisfies its constraint, with the gradient that constraining it would give.
-
-    So gradients are the same ones whether a weight is held or not, wherever they are looked at:
-    accumulated, clipped, reduced over processes.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, raw: Tensor, layer: ConstrainedWeight) -> Tensor:
-        ctx.layer, ctx.scale = layer, layer.matrix_scale()
-        ctx.save_for_backward(raw)
-        return raw.detach()
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, *grad_outputs: Any) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
-        (raw,), (grad,), layer = ctx.saved_tensors, grad_outputs, ctx.layer
-        matrix = layer.matrix(raw.detach())
-        us = layer.start_vectors(matrix)
-        along = layer.constraint.tangent(layer.matrix(grad), matrix, ctx.scale, us)
-        return along.reshape(raw.shape), None
 
 
 class _Prepared(NamedTuple):
@@ -205,8 +183,7 @@ class ConstrainedWeight(LipschitzModule):
     def _constrained_weight(self) -> Tensor:
         raw = self.raw_weight
         if self.is_held():
-            needs_grad = raw.requires_grad and torch.is_grad_enabled()
-            return _HeldWeight.apply(raw, self) if needs_grad else raw.detach()
+            return held_weight(self)
         dtype = self.weight_dtype()
         prepared = self.prepared()
         if prepared is not None:

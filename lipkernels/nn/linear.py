@@ -11,12 +11,15 @@ from lipkernels import constraints
 from lipkernels.certify import LAYER_FORWARDS, shrunk
 from lipkernels.nn.checks import check_channels, check_dtype
 from lipkernels.nn.constrained import ConstrainedWeight
+from lipkernels.nn.held import held_linear
 
 
 class _ConstrainedLinear(ConstrainedWeight, nn.Linear):
     def forward(self, input: Tensor) -> Tensor:
         check_channels(input, None, -1, self.in_features)
         check_dtype(input, self.raw_weight.dtype)
+        if self.is_held():
+            return held_linear(self, input, self.bias)
         return nn.functional.linear(input, self.weight, self.bias)
 
     def vanilla_export(self, strict: bool = False) -> nn.Linear:

@@ -9,6 +9,14 @@ Wide convention (m <= n), X = W / k, E = I - X X^T.
 is also what differentiating through the polar factor gives at X (P = I there): an optimizer that is
 fed projected gradients sees what it would see if the weight were reparametrized.
 
+Where G = A^T B is the product of a batch's (A the gradients of a layer's outputs, B its inputs),
+and C = B X^T and D = A X are known, which a layer computes anyway,
+
+    (G X^T + X G^T) X = (S + S^T) X  with S = A^T C,      or      A^T (C X) + C^T D,
+
+of which the first costs less than products with G for a batch smaller than the weight, and the
+second for one that is much smaller.
+
 *Retraction.* The polar factor of X is (I - E)^(-1/2) X = (I + E/2 + 3/8 E^2 + ..) X. A step of an
 optimizer leaves E small, and the first terms suffice: the next call sees what is missing. So that
 no singular value passes one on the way, the coefficient c of E^2 is taken smaller than 3/8, namely
@@ -48,6 +56,44 @@ def project(grad: Tensor, weight: Tensor, scale: float) -> Tensor:
     t = g @ x.mT
     projected = g - (t + t.mT) @ x / (2 * scale * scale)
     return (projected.mT if tall else projected).to(grad.dtype)
+
+
+def _multiplications(batch: int, m: int, n: int) -> dict[str, int]:
+    """What each way to project A^T B takes, beyond A^T B."""
+    return {
+        "whole": 2 * m * m * n,
+        "symmetric": batch * m * m + m * m * n,
+        "low rank": 2 * batch * m * n,
+    }
+
+
+def is_cheaper_as_product(batch: int, rows: int, cols: int) -> bool:
+    """Whether :func:`project_product` takes less than forming the product and projecting it."""
+    costs = _multiplications(batch, min(rows, cols), max(rows, cols))
+    return min(costs.values()) < costs["whole"]
+
+
+def project_product(
+    a: Tensor, b: Tensor, c: Tensor, d: Tensor | None, weight: Tensor, scale: float
+) -> Tensor:
+    """``project(a.T @ b, weight, scale)`` from c = b W^T, and d = a W if that is there.
+
+    a (batch, rows), b (batch, cols), c (batch, rows), d (batch, cols), one format.
+    """
+    (rows, cols), batch = weight.shape, len(a)
+    if rows > cols:
+        d = a @ weight if d is None else d
+        return project_product(b, a, d, c, weight.T, scale).T
+    costs = _multiplications(batch, rows, cols)
+    if d is None:
+        costs["low rank"] += batch * rows * cols
+    minus_half = -0.5 / (scale * scale)
+    if costs["low rank"] < costs["symmetric"]:
+        d = a @ weight if d is None else d
+        along = a.T @ torch.addmm(b, c, weight, alpha=minus_half)
+        return along.addmm_(c.T, d, alpha=minus_half)
+    s = a.T @ c
+    return (a.T @ b).addmm_(s + s.T, weight, alpha=minus_half)
 
 
 def _second_coefficient(b: Tensor) -> Tensor:
