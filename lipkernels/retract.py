@@ -71,14 +71,16 @@ def _retract(layers: Sequence[ConstrainedWeight], exactly: bool) -> None:
     """Raw weights of layers with one constraint, in place, back on it; then hold them."""
     constraint, matrices, scales = layers[0].constraint, _matrices(layers), _scales(layers)
     if isinstance(constraint, constraints.PolarFactor) and not exactly:
-        results = F.retract(matrices, scales, check=layers[0].check)
+        results = F.retract_(matrices, scales, check=layers[0].check)
     else:
         us = [u for layer, m in zip(layers, matrices, strict=True) for u in layer.start_vectors(m)]
         results, new_us = constraint(matrices, scales, us, matrices[0].dtype, layers[0].check)
         for layer, u in zip(layers, new_us, strict=False):  # none for a constraint without vectors
             layer.u.copy_(u)
     for layer, result in zip(layers, results, strict=True):
-        layer.raw_weight.copy_(result.reshape(layer.raw_weight.shape))
+        raw = layer.raw_weight
+        if result.data_ptr() != raw.data_ptr():  # else it was written where it lies
+            raw.copy_(result.reshape(raw.shape))
         layer.hold()
 
 

@@ -13,6 +13,7 @@ from fuzzing import (
     contiguous,
     finite,
     matrices,
+    same,
     scales,
     tensors,
     weights,
@@ -54,6 +55,26 @@ def test_retract(weight, scale, options):
     got = agree("retract", F.retract, weight, scale, **options)
     if got is not None:
         constrained("retract", got, weight, scale)
+
+
+def retracted_in_place(weight, *arguments, **keywords):
+    """What a copy of ``weight`` in its own layout becomes; nothing, where it is refused."""
+    copies = weight.clone() if isinstance(weight, torch.Tensor) else weight
+    if isinstance(weight, list):
+        copies = [w.clone() for w in weight]
+    try:
+        assert F.retract_(copies, *arguments, **keywords) is copies
+    except (ValueError, TypeError):
+        assert same(copies, weight), "a refused weight was written to"
+        raise
+    return copies
+
+
+@given(weights, scales, checks)
+def test_retract_in_place(weight, scale, options):
+    got = call("retract_", retracted_in_place, weight, scale, **options)
+    expected = call("retract", F.retract, weight, scale, **options)
+    assert same(got, expected)
 
 
 @given(matrices, tensors(), scales, st.booleans())

@@ -588,6 +588,18 @@ def test_retraction_is_sound_and_converges(shape, backend):
             )
 
 
+def test_retraction_in_place_counts_as_a_write():
+    w = F.polar_factor(torch.randn(4, 6)) * 1.01
+    version, y = w._version, (w * torch.ones((), requires_grad=True)).sum()
+    F.retract_(w)
+    assert w._version > version
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        y.backward()
+    with torch.inference_mode():
+        inferred = F.polar_factor(torch.randn(4, 6)) * 1.01
+        assert_within(F.retract_(inferred), 1.0)
+
+
 def test_project_at_every_scale():
     generator = torch.Generator().manual_seed(0)
     for scale in (1e-20, 1e-10, 1.0, 1e10, 1e20):

@@ -124,9 +124,12 @@ void gemm(const Team& team, int64_t m, int64_t n, int64_t k, View<const TA> a, V
 
   // Strips of rows, in groups that share a panel while it is in the cache.
   const int64_t work = MR * n * k / 8, group = work < 1 << 13 ? 8 : 4;
-  team.run((strips + group - 1) / group, [&](int64_t piece, int) {
+  const int64_t pieces = (strips + group - 1) / group;
+  team.run(pieces, [&](int64_t i, int) {
     alignas(64) T out[MR * NR<T>];
-    const int64_t s0 = piece * group;
+    // From below: with `lower` the last rows are the most work, and the threads end together if the
+    // small pieces are left for the end.
+    const int64_t s0 = (pieces - 1 - i) * group;
     const int64_t s1 = s0 + group < strips ? s0 + group : strips;
     for (int64_t k0 = 0; k0 < k || k0 == 0; k0 += KC) {
       const int64_t depth = k - k0 < KC ? k - k0 : KC;

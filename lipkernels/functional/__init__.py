@@ -4,7 +4,7 @@ from lipkernels.functional.activation import group_sort, householder, lprelu, ma
 from lipkernels.functional.fingerprint import fingerprint
 from lipkernels.functional.padding import symmetric_pad
 from lipkernels.functional.pooling import l2_norm_pool2d
-from lipkernels.functional.retract import project_tangent, retract
+from lipkernels.functional.retract import project_tangent, retract, retract_
 from lipkernels.functional.sampling import depth_to_space, space_to_depth
 from lipkernels.functional.weights import (
     bjorck,
@@ -30,6 +30,7 @@ __all__ = [
     "power_iteration",
     "project_tangent",
     "retract",
+    "retract_",
     "space_to_depth",
     "spectral_normalize",
     "symmetric_pad",

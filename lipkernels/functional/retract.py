@@ -95,11 +95,45 @@ def retract(
     weights = checked_weights(weight, check)
 
     def call(members: list[int], scales: list[float], kind: torch.dtype) -> list[Tensor]:
-        chosen = [weights[i].detach().contiguous() for i in members]
-        if chosen[0].is_meta:  # how near a weight is decides what is computed
-            return [torch.empty_like(w) for w in chosen]
-        name = backends.resolve("retract", _retract.RETRACT, chosen[0].device, backend)
-        return _retract.RETRACT[name](chosen, scales)
+        copies = [weights[i].detach().clone(memory_format=torch.contiguous_format) for i in members]
+        _in_place(copies, scales, backend)
+        return copies
 
     with torch.no_grad():
         return one_or_list(weight, by_dtype(weights, scale, None, call))
+
+
+def _in_place(weights: list[Tensor], scales: list[float], backend: str | None) -> None:
+    if weights[0].is_meta:  # how near a weight is decides what is computed
+        return
+    name = backends.resolve("retract", _retract.RETRACT, weights[0].device, backend)
+    _retract.RETRACT[name](weights, scales)
+
+
+def retract_(
+    weight: Weights, scale: Scales = 1.0, *, check: bool = False, backend: str | None = None
+) -> Any:
+    r""":func:`retract` in place, outside autograd, as an optimizer's step is.
+
+    Nothing is written where anything raises. Returns ``weight``.
+
+    >>> w = torch.eye(3) * 1.01
+    >>> retract_(w) is w and bool(torch.linalg.matrix_norm(w, 2) <= 1)
+    True
+    """
+    weights = checked_weights(weight, check)
+
+    def call(members: list[int], scales: list[float], kind: torch.dtype) -> list[Tensor]:
+        chosen = [weights[i].detach() for i in members]
+        written = [w.resolve_neg().contiguous() for w in chosen]
+        _in_place(written, scales, backend)
+        for w, result in zip(chosen, written, strict=True):
+            if result.data_ptr() != w.data_ptr():
+                w.copy_(result)
+            elif not w.is_inference():
+                torch.autograd.graph.increment_version(w)  # a library that torch does not see
+        return chosen
+
+    with torch.no_grad():
+        by_dtype(weights, scale, None, call)
+    return weight

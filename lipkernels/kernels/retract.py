@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from lipkernels.kernels.cpu import retract as cpu
@@ -15,11 +14,10 @@ def _each(batch: Tensor) -> list[Tensor]:
 
 
 @without_autocast
-def _retract_reference(weights: list[Tensor], scales: list[float]) -> list[Tensor]:
-    return [
-        torch.stack([reference.retract(one, scale) for one in _each(w)]).view(w.shape)
-        for w, scale in zip(weights, scales, strict=True)
-    ]
+def _retract_reference(weights: list[Tensor], scales: list[float]) -> None:
+    for weight, scale in zip(weights, scales, strict=True):
+        for one in _each(weight):
+            one.copy_(reference.retract(one, scale))
 
 
 @without_autocast
@@ -29,5 +27,6 @@ def _project_reference(
     return [reference.project(*parts) for parts in zip(grads, weights, scales, strict=True)]
 
 
+# In place, on contiguous weights: the only op of this package that is, for an optimizer's step.
 RETRACT = {"reference": _retract_reference, "cpu": without_autocast(cpu.retract)}
 PROJECT = {"reference": _project_reference, "cpu": without_autocast(cpu.project)}

@@ -18,7 +18,7 @@ from __future__ import annotations
 import math
 import threading
 import weakref
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn

@@ -64,7 +64,7 @@ class _HeldLinear(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Any) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
-        (x, raw, bias, z), (delta,) = ctx.saved_tensors, grad_outputs
+        (x, raw, _bias, z), (delta,) = ctx.saved_tensors, grad_outputs
         if torch.is_grad_enabled():  # the gradients will be differentiated
             return *_differentiable_backward(ctx, delta), None
         for_x, for_raw, for_bias, _ = ctx.needs_input_grad

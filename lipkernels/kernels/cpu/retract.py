@@ -22,37 +22,34 @@ def _is_for_library(*tensors: Tensor) -> bool:
     return all(t.dtype == torch.float32 for t in tensors)
 
 
-def retract(weights: list[Tensor], scales: list[float]) -> list[Tensor]:
-    """As :func:`lipkernels.reference.retract.retract`, for batches (..., rows, cols) too."""
-    results: list[Tensor] = []
+def retract(weights: list[Tensor], scales: list[float]) -> None:
+    """As :func:`lipkernels.reference.retract.retract`, in place, for batches (..., rows, cols)."""
     table, numbers = array.array("q"), array.array("d")
-    members: list[tuple[Tensor, Tensor, float]] = []
+    members: list[tuple[Tensor, float]] = []
     for weight, scale in zip(weights, scales, strict=True):
-        result = weight.clone(memory_format=torch.contiguous_format)
-        results.append(result)
         margin = worst_case_factor(weight, scale, weight.dtype)
-        for one, raw in zip(_matrices(result), _matrices(weight), strict=True):
+        for one in _matrices(weight):
             if not _is_for_library(one):
-                one.copy_(reference.retract(raw, scale))
+                one.copy_(reference.retract(one, scale))
                 continue
-            members.append((one, raw, scale))
+            members.append((one, scale))
             table.extend((one.data_ptr(), *one.shape))
             numbers.extend((scale, margin))
-    if members:
-        status = array.array("i", [-1]) * len(members)
-        checked(
-            library().lk_polar_retract(
-                len(members),
-                table.buffer_info()[_ADDRESS],
-                numbers.buffer_info()[_ADDRESS],
-                status.buffer_info()[_ADDRESS],
-                n_threads(),
-            )
+    if not members:
+        return
+    status = array.array("i", [-1]) * len(members)
+    checked(
+        library().lk_polar_retract(
+            len(members),
+            table.buffer_info()[_ADDRESS],
+            numbers.buffer_info()[_ADDRESS],
+            status.buffer_info()[_ADDRESS],
+            n_threads(),
         )
-        for code, (one, raw, scale) in zip(status, members, strict=True):
-            if code != _DONE:
-                one.copy_(reference.retract(raw, scale))
-    return results
+    )
+    for code, (one, scale) in zip(status, members, strict=True):
+        if code != _DONE:  # and untouched
+            one.copy_(reference.retract(one, scale))
 
 
 def project(grads: list[Tensor], weights: list[Tensor], scales: list[float]) -> list[Tensor]:
