@@ -194,7 +194,8 @@ class ConstrainedWeight(LipschitzModule):
         us = self.start_vectors(matrix)
         results, new_us = self.constraint([matrix], [self.matrix_scale()], us, dtype, self.check)
         self.remember(new_us)
-        return results[0].reshape(raw.shape)
+        # A view of a tensor that has the shape already would still be a node for autograd.
+        return results[0] if results[0].shape == raw.shape else results[0].reshape(raw.shape)
 
     def start_vectors(self, matrix: Tensor) -> list[Tensor]:
         """Where the power iteration starts: one vector, or none for a constraint without one."""

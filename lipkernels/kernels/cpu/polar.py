@@ -24,10 +24,6 @@ _DONE, _ILL_CONDITIONED, _VERY_ILL_CONDITIONED, _EXTREME = range(4)  # csrc/cpu/
 _UNSET = -1
 
 
-def _empty(*shape: int) -> Tensor:
-    return torch.empty(shape, dtype=torch.float32, device="cpu")  # whatever the defaults are
-
-
 def _addresses(tensor: Tensor, n_matrices: int) -> range:
     """The address of each matrix of a contiguous batch, which is not empty."""
     start, size = tensor.data_ptr(), tensor.element_size() * (tensor.numel() // n_matrices)
@@ -47,12 +43,8 @@ def _constrained(
     for w, pair in zip(weights, numbers, strict=True):
         *batch, rows, cols = w.shape
         m, n = min(rows, cols), math.prod(batch)
-        tensors = (
-            _empty(*w.shape),
-            _empty(*batch, m, m),
-            _empty(*batch, m),
-            _empty(*batch, 2),
-        )
+        new = w.new_empty
+        tensors = (new(w.shape), new((*batch, m, m)), new((*batch, m)), new((*batch, 2)))
         results.append(tensors[0])
         saved += tensors[1:]
         if batch:
@@ -202,7 +194,7 @@ def backward(
             factor,
             spectrum,
             scalars,
-            _empty(*weight.shape),
+            factor.new_empty(weight.shape),
         )
         keep += tensors
         out.append(tensors[-1])
