@@ -46,6 +46,20 @@ bool for_each(int64_t n, int threads, Size size_of, Job job) {
   return true;
 }
 
+// The same for the rows of a table, each of which ends with a matrix's rows and columns. Returns 0,
+// or 1 if there is no memory.
+template <class Job>
+int for_each_row(int64_t n, const int64_t* table, int width, int threads, Job job) {
+  const auto size_of = [&](int64_t i) {
+    const int64_t rows = table[width * (i + 1) - 2], cols = table[width * (i + 1) - 1];
+    return rows < cols ? std::pair{rows, cols} : std::pair{cols, rows};
+  };
+  const auto call = [&](const Team& team, int64_t i, Workspace space) {
+    job(team, i, table + width * i, space);
+  };
+  return for_each(n, threads, size_of, call) ? 0 : 1;
+}
+
 }  // namespace
 
 // Tables hold one row for each matrix. polar_forward: weight, result, factor, spectrum, scalars,
@@ -53,38 +67,26 @@ bool for_each(int64_t n, int threads, Size size_of, Job job) {
 // out, rows, cols; `numbers`: scale.
 extern "C" int LK_NAME(polar_forward)(int64_t n, const int64_t* table, const double* numbers,
                                       int32_t* status, int threads) {
-  const auto job_of = [&](int64_t i) {
-    const int64_t* t = table + 7 * i;
-    return Forward{(const float*)t[0], (float*)t[1], (float*)t[2], (float*)t[3], (float*)t[4], t[5],
-                   t[6], numbers[2 * i], numbers[2 * i + 1], status + i};
-  };
-  const auto size_of = [&](int64_t i) {
-    const int64_t rows = table[7 * i + 5], cols = table[7 * i + 6];
-    return rows < cols ? std::pair{rows, cols} : std::pair{cols, rows};
-  };
-  return for_each(n, threads, size_of, [&](const Team& team, int64_t i, Workspace space) {
-           polar_forward(team, job_of(i), space);
-         })
-             ? 0
-             : 1;
+  return for_each_row(n, table, 7, threads,
+                      [=](const Team& team, int64_t i, const int64_t* t, Workspace space) {
+                        polar_forward(team,
+                                      {(const float*)t[0], (float*)t[1], (float*)t[2], (float*)t[3],
+                                       (float*)t[4], t[5], t[6], numbers[2 * i],
+                                       numbers[2 * i + 1], status + i},
+                                      space);
+                      });
 }
 
 extern "C" int LK_NAME(polar_backward)(int64_t n, const int64_t* table, const double* numbers,
                                        int threads) {
-  const auto job_of = [&](int64_t i) {
-    const int64_t* t = table + 8 * i;
-    return Backward{(const float*)t[0], (const float*)t[1], (const float*)t[2], (const float*)t[3],
-                    (const float*)t[4], (float*)t[5], t[6], t[7], numbers[i]};
-  };
-  const auto size_of = [&](int64_t i) {
-    const int64_t rows = table[8 * i + 6], cols = table[8 * i + 7];
-    return rows < cols ? std::pair{rows, cols} : std::pair{cols, rows};
-  };
-  return for_each(n, threads, size_of, [&](const Team& team, int64_t i, Workspace space) {
-           polar_backward(team, job_of(i), space);
-         })
-             ? 0
-             : 1;
+  return for_each_row(n, table, 8, threads,
+                      [=](const Team& team, int64_t i, const int64_t* t, Workspace space) {
+                        polar_backward(team,
+                                       {(const float*)t[0], (const float*)t[1], (const float*)t[2],
+                                        (const float*)t[3], (const float*)t[4], (float*)t[5], t[6],
+                                        t[7], numbers[i]},
+                                       space);
+                      });
 }
 
 // The lower triangle of the smaller Gram matrix, in float64, (m, m).
@@ -120,37 +122,20 @@ extern "C" int LK_NAME(polar_from_eigenvectors)(const int64_t* t, const double* 
 // polar_retract: weight (in place), rows, cols; `numbers`: scale, margin.
 extern "C" int LK_NAME(polar_retract)(int64_t n, const int64_t* table, const double* numbers,
                                       int32_t* status, int threads) {
-  const auto job_of = [&](int64_t i) {
-    const int64_t* t = table + 3 * i;
-    return Retract{(float*)t[0], t[1], t[2], numbers[2 * i], numbers[2 * i + 1], status + i};
-  };
-  const auto size_of = [&](int64_t i) {
-    const int64_t rows = table[3 * i + 1], cols = table[3 * i + 2];
-    return rows < cols ? std::pair{rows, cols} : std::pair{cols, rows};
-  };
-  return for_each(n, threads, size_of, [&](const Team& team, int64_t i, Workspace space) {
-           polar_retract(team, job_of(i), space);
-         })
-             ? 0
-             : 1;
+  return for_each_row(
+      n, table, 3, threads, [=](const Team& team, int64_t i, const int64_t* t, Workspace space) {
+        polar_retract(
+            team, {(float*)t[0], t[1], t[2], numbers[2 * i], numbers[2 * i + 1], status + i}, space);
+      });
 }
 
 // polar_project: grad (in place), weight, rows, cols; `numbers`: scale.
 extern "C" int LK_NAME(polar_project)(int64_t n, const int64_t* table, const double* numbers,
                                       int threads) {
-  const auto job_of = [&](int64_t i) {
-    const int64_t* t = table + 4 * i;
-    return Project{(float*)t[0], (const float*)t[1], t[2], t[3], numbers[i]};
-  };
-  const auto size_of = [&](int64_t i) {
-    const int64_t rows = table[4 * i + 2], cols = table[4 * i + 3];
-    return rows < cols ? std::pair{rows, cols} : std::pair{cols, rows};
-  };
-  return for_each(n, threads, size_of, [&](const Team& team, int64_t i, Workspace space) {
-           polar_project(team, job_of(i), space);
-         })
-             ? 0
-             : 1;
+  return for_each_row(
+      n, table, 4, threads, [=](const Team& team, int64_t i, const int64_t* t, Workspace space) {
+        polar_project(team, {(float*)t[0], (const float*)t[1], t[2], t[3], numbers[i]}, space);
+      });
 }
 
 // Pairs of 4- or 8-byte floats; see sorting.h.
