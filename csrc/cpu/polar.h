@@ -93,16 +93,31 @@ inline double dot(const TA* a, const TB* b, int64_t n) {
   return sum;
 }
 
-// E = I - factor U U^T in float64, symmetric; returns |E|_F, its own rounding included.
+// |C|_F^2 of a symmetric matrix of which the lower triangle is there.
+template <class T>
+inline double square_of_lower(const Team& team, int64_t m, View<T> c, double* partial) {
+  return sum_over_rows(team, m, partial, [&](int64_t i) {
+    const T* row = c.row(i);
+    return 2 * dot(row, row, i) + double(row[i]) * double(row[i]);
+  });
+}
+
+// The whole symmetric matrix, in float32, whose lower triangle is `lower`.
+inline void to_single(const Team& team, int64_t m, View<double> lower, View<float> to) {
+  team.each(m, m / 16, [&](int64_t i) {
+    float* row = to.row(i);
+    const double* from = lower.row(i);
+    for (int64_t j = 0; j <= i; ++j) row[j] = float(from[j]);
+  });
+  mirror(team, m, to);
+}
+
+// The lower triangle of E = I - factor U U^T in float64; returns |E|_F, its own rounding included.
 inline double defect(const Team& team, int64_t m, int64_t n, View<const float> u, double factor,
                      View<double> e, double* packed, double* partial) {
   gemm<double>(team, m, m, n, u, u.t(), e, -factor, 0.0, true, packed);
-  team.each(m, m / 8, [&](int64_t i) {
-    e(i, i) += 1.0;
-  });
-  mirror(team, m, e);
-  const double square =
-      sum_over_rows(team, m, partial, [&](int64_t i) { return dot(e.row(i), e.row(i), m); });
+  for (int64_t i = 0; i < m; ++i) e(i, i) += 1.0;
+  const double square = square_of_lower(team, m, e, partial);
   // |fl(U U^T) - U U^T|_F <= gamma_n |U|_F^2 in float64, and factor |U|_F^2 <= m + m^(1/2) |E|_F.
   const double norm = std::sqrt(square);
   return norm * (1 + 1e-12) + double(n + 4) * (double(m) + std::sqrt(double(m)) * norm) * 2.3e-16;
@@ -134,10 +149,9 @@ inline double finish(const Team& team, int64_t m, int64_t n, View<float> u, doub
   double bound = *defect_out = defect(team, m, n, read_only(u), 1.0, e, packed, partial);
   if (bound > 2 * MAX_SHRINK && bound < 1e-3 && !takes_step(m, n)) {
     // |E|_2^2 <= |E^2|_F: cheaper than the step if the matrix is wide.
+    mirror(team, m, e);
     gemm<double>(team, m, m, m, read_only(e), read_only(e), e2, 1.0, 0.0, true, packed);
-    mirror(team, m, e2);
-    const double square =
-        sum_over_rows(team, m, partial, [&](int64_t i) { return dot(e2.row(i), e2.row(i), m); });
+    const double square = square_of_lower(team, m, e2, partial);
     bound = std::sqrt(std::sqrt(square) * (1 + 1e-12)) + double(n + 2) * double(m) * 2.3e-16;
   }
   if (bound <= 2 * MAX_SHRINK) {
@@ -146,11 +160,7 @@ inline double finish(const Team& team, int64_t m, int64_t n, View<float> u, doub
     return factor;
   }
   View<float> half = rows_of((float*)e2.data, ld);
-  team.each(m, m / 8, [&](int64_t i) {
-    float* to = half.row(i);
-    const double* from = e.row(i);
-    for (int64_t j = 0; j < m; ++j) to[j] = float(from[j]);
-  });
+  to_single(team, m, e, half);
   const double factor = scale * margin;
   gemm<float>(team, m, n, m, read_only(half), read_only(u), u, float(0.5 * factor), float(factor),
               false, (float*)packed);

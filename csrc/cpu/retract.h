@@ -41,27 +41,22 @@ inline void polar_retract(const Team& team, const Retract& job, Workspace space)
     *job.status = ILL_CONDITIONED;
     return;
   }
-  team.each(m, m / 8, [&](int64_t i) {
-    float* to = single.row(i);
-    const double* from = e.row(i);
-    for (int64_t j = 0; j < m; ++j) to[j] = float(from[j]);
-  });
+  to_single(team, m, e, single);
   gemm<float>(team, m, m, m, read_only(single), read_only(single), squared, 1.0f, 0.0f, true,
               (float*)packed);
-  mirror(team, m, squared);
   // |E|_2 <= |E^2|_F^(1/2), the rounding of the product included.
   const double u = 5.97e-8;  // a little more than 2^-24
   const double rounding = double((m < KC ? m : KC) + m / KC + 3) * u;  // of a sum over m, relatively
-  const double square = sum_over_rows(
-      team, m, partial, [&](int64_t i) { return dot(squared.row(i), squared.row(i), m); });
+  const double square = square_of_lower(team, m, squared, partial);
   const double norm = std::fmin(
       frobenius, std::sqrt(std::sqrt(square) + rounding * frobenius * frobenius));
   const double c = second_coefficient(norm);
-  team.each(m, m / 8, [&](int64_t i) {
+  team.each(m, m / 16, [&](int64_t i) {
     float* to = squared.row(i);
     const float* from = single.row(i);
-    for (int64_t j = 0; j < m; ++j) to[j] = 0.5f * from[j] + float(c) * to[j];
+    for (int64_t j = 0; j <= i; ++j) to[j] = 0.5f * from[j] + float(c) * to[j];
   });
+  mirror(team, m, squared);
   // What float32 does to the correction: |fl(C X) - C X|_F <= rounding |C|_F |X|_F, and C's own.
   const double correction = 0.5 * frobenius + c * frobenius * frobenius;
   const double lost = 3 * rounding * correction * std::sqrt(double(m) * (1 + norm));

@@ -7,6 +7,7 @@ import array
 import torch
 from torch import Tensor
 
+from lipkernels.kernels.cpu import polar
 from lipkernels.kernels.cpu.library import checked, library, n_threads
 from lipkernels.reference import retract as reference
 from lipkernels.reference.rounding import worst_case_factor
@@ -48,8 +49,9 @@ def retract(weights: list[Tensor], scales: list[float]) -> None:
         )
     )
     for code, (one, scale) in zip(status, members, strict=True):
-        if code != _DONE:  # and untouched
-            one.copy_(reference.retract(one, scale))
+        if code != _DONE:  # untouched, and too far away for a step
+            (result,), _ = polar.forward([one], [scale], one.dtype)
+            one.copy_(result)
 
 
 def project(grads: list[Tensor], weights: list[Tensor], scales: list[float]) -> list[Tensor]:
