@@ -25,7 +25,7 @@ from lipkernels.demo import data
 from lipkernels.demo.nets import describe
 from lipkernels.demo.preset import FULL
 
-BATCH, RATE = 128, 3e-3
+BATCH, RATE = FULL.batch, 3e-3
 BUDGET = Budget(seconds=45.0, least=5, most=100)
 # Jacobians are taken at this many images of the held-out part.
 JACOBIANS = 32

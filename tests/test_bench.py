@@ -333,3 +333,20 @@ def test_plots_are_drawn_from_the_rows(tmp_path):
         file = tmp_path / f"{table}.png"
         plot.PLOTS[table](file, {**about, "rows": rows})
         assert file.read_bytes().startswith(b"\x89PNG")
+
+
+def test_both_ways_to_hold_are_trained_and_certified(capsys):
+    pytest.importorskip("mlxtend")
+    pytest.importorskip("tqdm")
+    from bench import holds
+
+    assert holds.main(["--seeds", "2", "--epochs", "2"]) == 0
+    head, *lines = capsys.readouterr().out.splitlines()
+    assert head.split() == ["clean", "at", "0.25", "at", "0.5", "at", "1", "at", "1.5", "seconds"]
+    assert [line.split()[0] for line in lines] == ["retract", "reparametrize"]
+    for line in lines:
+        means = [float(cell) for cell in line.split()[1::3]]
+        assert len(means) == 6
+        accuracies = means[:-1]
+        assert accuracies == sorted(accuracies, reverse=True)
+        assert accuracies[0] > 50

@@ -27,8 +27,8 @@ def _train(
     """Both networks, trained on the same batches, and what is to be said of each training."""
     epochs = opts.epochs or preset.epochs
     peak, beta2 = ADAM[opts.hold]
-    ours_recipe = Recipe(epochs, peak, shift=preset.shift, beta2=beta2)
-    twin_recipe = Recipe(epochs, preset.twin_peak, shift=preset.shift)
+    ours_recipe = Recipe(epochs, peak, preset.batch, shift=preset.shift, beta2=beta2)
+    twin_recipe = Recipe(epochs, preset.twin_peak, preset.batch, shift=preset.shift)
     margin = lnn.MarginCrossEntropyLoss(temperature=preset.temperature, offset=preset.offset)
 
     torch.manual_seed(opts.seed)
