@@ -79,7 +79,7 @@ class _HeldLinear(torch.autograd.Function):
 
 
 def _flat(x: Tensor) -> Tensor:
-    return x.reshape(-1, x.shape[-1])
+    return x if x.dim() == 2 else x.reshape(-1, x.shape[-1])
 
 
 def _differentiable_backward(ctx: Any, delta: Tensor) -> list[Tensor | None]:
