@@ -126,9 +126,10 @@ def test_an_over_claim_of_one_percent_breaks(attacked, pytestconfig, capsys):
     with capsys.disabled():
         for dtype, factor, broken in shown:
             print(f"\n  {factor} times the radius in {dtype}: {100 * broken:.1f}% break", end="")
-    assert shown[0][2] >= 0.5
     assert shown[2][2] >= 0.5
-    if not pytestconfig.getoption("demo_model"):  # whose float32 sums are long: 1% may not do
+    # The demo's net is not as tight, and its float32 sums are long: 1% may not do.
+    if not pytestconfig.getoption("demo_model"):
+        assert shown[0][2] >= 0.5
         assert shown[1][2] >= 0.5
 
 
