@@ -2,16 +2,18 @@
 
 A grouped kernel is one launch over all matrices of all weights. Program ``t`` looks itself up:
 
-    tiles[t] = (p, ...)       which matrix it works on, and which block of it      int32
-    table[p] = (n, m, ...)    what is the same on every call: sides, offsets       int64
-    addresses[p] = (w, ...)   where this call's tensors begin                      int64
+    tiles[t] = (p, ...)      which matrix it works on, and which block of it      int32
+    table[p] = (n, m, ...)   what is the same on every call: sides, offsets       int64
+    places[p] = (w, ...)     where it is, from the first tensor of a list on      int64
 
 Tables of shapes are built once for a set of shapes (:func:`group` is cached) and uploaded once.
-Addresses and scales change: they are uploaded when a call is the first to have them, from pinned
-memory, without waiting for the device; in training, where an allocator hands out the same addresses
+Places and scales change: they are uploaded when a call is the first to have them, from pinned
+memory, without waiting for the device; in training, where an allocator hands out the same memory
 step after step, that is hardly ever. Workspaces are single tensors that tables have offsets into.
-Kernels read offsets and leading dimensions divided by :data:`ALIGNMENT` and multiply them back, or
-the compiler would not know that it may load 16 bytes at a time.
+
+The compiler loads 16 bytes at a time only from what it knows to be aligned: a pointer argument plus
+a multiple of 16 bytes. It forgets that of an address that comes out of a table. So tables have
+offsets in units of 16 bytes or of :data:`ALIGNMENT` elements, and kernels multiply them back.
 
 Note [CUDA graphs]
 A table made while a graph is captured belongs to the graph: its upload is replayed, from the same
@@ -36,7 +38,7 @@ from torch import Tensor
 
 ALIGNMENT = 8  # elements; 16 bytes of the narrowest format
 _SETS_OF_SHAPES = 256  # groups that stay cached
-_UPLOADS = 1024  # tables of addresses and numbers that stay cached
+_UPLOADS = 1024  # tables of places and numbers that stay cached
 
 Rows = Sequence[Sequence[float]]
 
@@ -155,15 +157,20 @@ class Group:
 
         return self.table(("tiles", key), torch.int32, rows)
 
-    def addresses(self, *lists: Sequence[Tensor]) -> tuple[Tensor, bool]:
-        """``(table, aligned)``: the address of every matrix's part of each list's tensors (int64).
+    def places(self, *lists: Sequence[Tensor]) -> tuple[Tensor, bool]:
+        """``(table, aligned)``: where every matrix's part of each list's tensors is (int64).
 
-        Each list has a contiguous tensor for every weight, the parts of its batch one after the
-        other. ``aligned`` tells whether every address is a multiple of 16.
+        Each list has a contiguous tensor for every weight, of one format, the parts of its batch
+        one after the other. Places are counted from the list's first tensor, which the kernel gets
+        as a pointer: in steps of 16 bytes if ``aligned``, otherwise of one element.
         """
-        rows = list(zip(*(self._addresses_of(tensors) for tensors in lists), strict=True))
-        aligned = all(address % 16 == 0 for row in rows for address in row)
-        return uploaded(tuple(rows), torch.int64, self.device), aligned
+        found = [self._addresses_of(tensors) for tensors in lists]
+        aligned = all(address % 16 == 0 for addresses in found for address in addresses)
+        columns = []
+        for tensors, addresses in zip(lists, found, strict=True):
+            step = 16 if aligned else tensors[0].element_size()
+            columns.append([(address - addresses[0]) // step for address in addresses])
+        return uploaded(tuple(zip(*columns, strict=True)), torch.int64, self.device), aligned
 
     def _addresses_of(self, tensors: Sequence[Tensor]) -> list[int]:
         found = []
