@@ -14,7 +14,7 @@ def _builds():
         forward = {**tensors, **_TABLES, "factors": "*fp64"}
         backward = {**gradients, **_TABLES, "scales": "*fp64", "limit": "fp32"}
         for aligned in (True, False):
-= {"wide= {"num_warps": kernels.WARPS, "registers": 160}
+            settings = {"num_warps": kernels.WARPS, "registers": 160}
             name = f"{weight}-{other}-{'aligned' if aligned else 'any'}"
             for kernel, signature in (
                 (kernels.normalize_rows, forward),
@@ -23,7 +23,8 @@ def _builds():
                 constants = {"ALIGNED": aligned, **kernels.BY_ROWS}
                 yield Build(kernel, signature, constants, name=name, **settings)
             sums = {"squares": "*fp64", "products": "*fp64"}
-= {"wide|= {"wide_loads": aligned, "narrow": 80, "name": name}
+            # The last block of a matrix is masked, element by element.
+            settings |= {"wide_loads": aligned, "narrow": 80, "name": name}
             for has_grads, width in ((False, 2), (True, 3)):
                 signature = {**gradients, **_TABLES, **sums}
                 del signature["results"]

@@ -11,13 +11,6 @@ import triton.language as tl
 
 from lipkernels.kernels.triton.rounding import rounded
 
-TYPES = {
-    torch.float64: tl.float64,
-    torch.float32: tl.float32,
-    torch.float16: tl.float16,
-    torch.bfloat16: tl.bfloat16,
-}
-
 
 def on_device(device: torch.device) -> AbstractContextManager:
     """Triton launches on the current device, which need not be the tensors'."""
@@ -26,7 +19,7 @@ def on_device(device: torch.device) -> AbstractContextManager:
 
 @triton.jit
 def part_of(base, places, p, column: tl.constexpr, WIDTH: tl.constexpr, ALIGNED: tl.constexpr):
-    """Pointer to matrix ``p`` of a list of tensors that begins at ``base``: see ``Group.places``."""
+    """Pointer to matrix ``p`` of a list of tensors, ``base`` the first: see ``Group.places``."""
     place = tl.load(places + p.to(tl.int64) * WIDTH + column)
     if ALIGNED:
         place = place * (128 // base.dtype.element_ty.primitive_bitwidth)
@@ -38,7 +31,7 @@ def block_at(base, start, n, BLOCK: tl.constexpr):
     """Elements [start, start + BLOCK) as float64, with zeros from the ``n``-th on."""
     i = start + tl.arange(0, BLOCK)
     # No mask where there is nothing to mask: it would split the access into single elements.
-    if start + BLOCK <= n:
+    if start + BLOCK <= n:  # noqa: SIM108
         x = tl.load(base + i)
     else:
         x = tl.load(base + i, mask=i < n, other=0.0)
@@ -58,10 +51,9 @@ def sum_of(partials, n, LANES: tl.constexpr):
 @triton.jit
 def narrowed(x, DTYPE: tl.constexpr):
     """float64 to ``DTYPE``; to half precision by way of float32, at most 0.501 units off."""
-    if DTYPE == tl.float64:
-        return x
-    else:
-        return rounded(x.to(tl.float32), DTYPE)
+    if tl.float64 != DTYPE:
+        x = rounded(x.to(tl.float32), DTYPE)
+    return x
 
 
 @triton.jit
