@@ -1,9 +1,13 @@
 """``lipkernels::spectral_normalize``: scale * W / sigma_max(W); ``lipkernels::power_iteration``."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 from torch.library import custom_op
 
+from lipkernels.kernels.formats import by_format
+from lipkernels.kernels.lazy import from_triton
 from lipkernels.kernels.precision import without_autocast
 from lipkernels.reference import spectral as reference
 from lipkernels.reference.rounding import scale_and_round
@@ -64,9 +68,27 @@ def _power_iteration_reference(
     return sigmas, [u.clone() for u in lefts], rights
 
 
+_narrow_power_iteration = from_triton("power", "power_iteration")
+
+
+def _power_iteration_triton(
+    weights: list[Tensor], us: list[Tensor], n_iter: int
+) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+    def run(power_iteration: Callable[..., tuple[list[Tensor], ...]]):
+        def call(members: list[int]) -> list[tuple[Tensor, ...]]:
+            parts = power_iteration([weights[i] for i in members], [us[i] for i in members], n_iter)
+            return list(zip(*parts, strict=True))
+
+        return call
+
+    found = by_format(weights, run(_power_iteration_reference), run(_narrow_power_iteration))
+    sigmas, lefts, rights = (list(part) for part in zip(*found, strict=True))
+    return sigmas, lefts, rights
+
+
 FORWARD = {"reference": _forward_reference}
 BACKWARD = {"reference": _backward_reference}
-POWER_ITERATION = {"reference": _power_iteration_reference}
+POWER_ITERATION = {"reference": _power_iteration_reference, "triton": _power_iteration_triton}
 
 
 @custom_op("lipkernels::spectral_normalize", mutates_args=())
