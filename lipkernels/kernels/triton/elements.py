@@ -9,7 +9,10 @@ import torch
 import triton
 import triton.language as tl
 
+from lipkernels import backends
 from lipkernels.kernels.triton.rounding import rounded
+
+_INTERPRETED = tl.constexpr(backends.is_interpreted())
 
 
 def on_device(device: torch.device) -> AbstractContextManager:
@@ -27,6 +30,14 @@ def part_of(base, places, p, column: tl.constexpr, WIDTH: tl.constexpr, ALIGNED:
 
 
 @triton.jit
+def widened(x):
+    """A number of any format as float64; Triton's interpreter gets subnormal bfloat16 wrong."""
+    if _INTERPRETED and x.dtype == tl.bfloat16:
+        x = (x.to(tl.uint16, bitcast=True).to(tl.uint32) << 16).to(tl.float32, bitcast=True)
+    return x.to(tl.float64)
+
+
+@triton.jit
 def block_at(base, start, n, BLOCK: tl.constexpr):
     """Elements [start, start + BLOCK) as float64, with zeros from the ``n``-th on."""
     i = start + tl.arange(0, BLOCK)
@@ -35,7 +46,7 @@ def block_at(base, start, n, BLOCK: tl.constexpr):
         x = tl.load(base + i)
     else:
         x = tl.load(base + i, mask=i < n, other=0.0)
-    return x.to(tl.float64)
+    return widened(x)
 
 
 @triton.jit

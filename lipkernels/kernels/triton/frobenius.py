@@ -25,6 +25,7 @@ from lipkernels.kernels.triton.elements import (
     part_of,
     saturated,
     sum_of,
+    widened,
 )
 from lipkernels.kernels.triton.group import Group, Matrix, group
 
@@ -127,12 +128,12 @@ def normalize_rows(
     squares = tl.zeros((ROWS, COLUMNS), tl.float64)
     for start in range(0, columns, COLUMNS):
         inside = (row < rows) & (start + column < columns)
-        x = tl.load(weight + start, mask=inside, other=0.0).to(tl.float64)
+        x = widened(tl.load(weight + start, mask=inside, other=0.0))
         squares += x * x
     factor = _inverse(tl.sum(squares, axis=1))[:, None] * tl.load(factors + p)
     for start in range(0, columns, COLUMNS):
         inside = (row < rows) & (start + column < columns)
-        x = tl.load(weight + start, mask=inside, other=0.0).to(tl.float64)
+        x = widened(tl.load(weight + start, mask=inside, other=0.0))
         tl.store(result + start, narrowed(x * factor, results.dtype.element_ty), mask=inside)
 
 
@@ -154,8 +155,8 @@ def differentiate_rows(
     products = tl.zeros((ROWS, COLUMNS), tl.float64)
     for start in range(0, columns, COLUMNS):
         inside = (row < rows) & (start + column < columns)
-        x = tl.load(weight + start, mask=inside, other=0.0).to(tl.float64)
-        grad = tl.load(gamma + start, mask=inside, other=0.0).to(tl.float64)
+        x = widened(tl.load(weight + start, mask=inside, other=0.0))
+        grad = widened(tl.load(gamma + start, mask=inside, other=0.0))
         squares += x * x
         products += grad * x
     inverse = _inverse(tl.sum(squares, axis=1))
@@ -163,8 +164,8 @@ def differentiate_rows(
     factor = inverse[:, None] * tl.load(scales + p)
     for start in range(0, columns, COLUMNS):
         inside = (row < rows) & (start + column < columns)
-        x = tl.load(weight + start, mask=inside, other=0.0).to(tl.float64)
-        grad = tl.load(gamma + start, mask=inside, other=0.0).to(tl.float64)
+        x = widened(tl.load(weight + start, mask=inside, other=0.0))
+        grad = widened(tl.load(gamma + start, mask=inside, other=0.0))
         out = saturated((grad - along * x) * factor, limit)
         tl.store(result + start, narrowed(out, results.dtype.element_ty), mask=inside)
 
@@ -174,7 +175,9 @@ def _n_blocks(matrix: Matrix) -> int:
     return -(-matrix.rows * matrix.cols // WHOLE["BLOCK"])
 
 
-def _whole(shapes: Group) -> tuple[Tensor, Tensor]:
+def blocks_of(shapes: Group) -> tuple[Tensor, Tensor]:
+    """The table and the tiles of whole matrices in blocks."""
+
     def rows() -> list[tuple[int, int]]:
         found, first = [], 0
         for matrix in shapes.matrices:
@@ -208,8 +211,8 @@ def _factor(weight: Tensor, scale: float, dtype: torch.dtype) -> float:
     return scale * max(0.0, 1.0 - 0.51 * info.eps - 2.0**-44 - tiny / scale)
 
 
-def _same_formats(*lists: Sequence[Tensor]) -> Iterator[list[int]]:
-    """Positions of tensors with equal formats: a launch has one of each. Nearly always all."""
+def same_formats(*lists: Sequence[Tensor]) -> Iterator[list[int]]:
+    """Positions of tensors with equal formats, for one launch each: all of them, nearly always."""
     formats = list(zip(*([t.dtype for t in tensors] for tensors in lists), strict=True))
     for wanted in dict.fromkeys(formats):
         yield [i for i, found in enumerate(formats) if found == wanted]
@@ -221,7 +224,7 @@ def forward(
     """As ``lipkernels::frobenius_normalize``; the weights are not float64."""
     weights = [w.contiguous() for w in weights]
     results = [torch.empty_like(w, dtype=dtype) for w in weights]
-    for members in _same_formats(weights):
+    for members in same_formats(weights):
         chosen, outs = [weights[i] for i in members], [results[i] for i in members]
         shapes = group(chosen)
         places, aligned = shapes.places(chosen, outs)
@@ -234,7 +237,7 @@ def forward(
                     chosen[0], outs[0], table, tiles, places, factors, **BY_ROWS, **settings
                 )
                 continue
-            table, tiles = _whole(shapes)
+            table, tiles = blocks_of(shapes)
             squares = torch.empty(len(tiles), dtype=torch.float64, device=shapes.device)
             partial_sums[(len(tiles),)](
                 chosen[0], chosen[0], table, tiles, places, squares, squares,
@@ -252,7 +255,7 @@ def backward(
     """As ``lipkernels::frobenius_normalize_backward``; the weights are not float64."""
     grads, weights = [g.contiguous() for g in grads], [w.contiguous() for w in weights]
     results = [torch.empty_like(w) for w in weights]
-    for members in _same_formats(weights, grads):
+    for members in same_formats(weights, grads):
         lists = [[tensors[i] for i in members] for tensors in (weights, grads, results)]
         first = [tensors[0] for tensors in lists]
         shapes = group(lists[0])
@@ -267,7 +270,7 @@ def backward(
                     *first, table, tiles, places, numbers, limit, **BY_ROWS, **settings
                 )
                 continue
-            table, tiles = _whole(shapes)
+            table, tiles = blocks_of(shapes)
             sums = torch.empty((2, len(tiles)), dtype=torch.float64, device=shapes.device)
             partial_sums[(len(tiles),)](
                 *first[:2], table, tiles, places, sums[0], sums[1],

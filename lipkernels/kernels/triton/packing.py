@@ -19,7 +19,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from lipkernels.kernels.triton.elements import on_device, part_of
+from lipkernels.kernels.triton.elements import on_device, part_of, widened
 from lipkernels.kernels.triton.group import ALIGNMENT, Group, Matrix, offsets
 
 TILE = {"ROWS": 32, "COLUMNS": 128}
@@ -97,13 +97,13 @@ def pack(
             columns = columns // UNIT * UNIT
         inside = (row < rows)[:, None] & (column < columns)[None, :]
         x = tl.load(source + row[:, None] * columns + column[None, :], mask=inside, other=0.0)
-        tl.store(to, x.to(tl.float32))
+        tl.store(to, widened(x).to(tl.float32))
     else:  # the weight has `columns` rows of `rows` numbers
         if EIGHTS:
             rows = rows // UNIT * UNIT
-        inside = (column < columns)[:, None] & (row < rows)[None, :]
-        x = tl.load(source + column[:, None] * rows + row[None, :], mask=inside, other=0.0)
-        tl.store(to, tl.trans(x.to(tl.float32)))
+        within = (column < columns)[:, None] & (row < rows)[None, :]
+        y = tl.load(source + column[:, None] * rows + row[None, :], mask=within, other=0.0)
+        tl.store(to, tl.trans(widened(y).to(tl.float32)))
 
 
 def packed(weights: Sequence[Tensor], shapes: Group, wide: bool) -> Tensor:

@@ -46,16 +46,16 @@ def start(table, starts, u, UNIT: tl.constexpr, WIDTH: tl.constexpr, BLOCK: tl.c
     i = tl.arange(0, BLOCK)
     largest = tl.zeros((BLOCK,), tl.float64)
     for at in range(0, rows, BLOCK):
-        x = tl.load(first + at + i, mask=at + i < rows, other=0.0).to(tl.float64)
+        x = widened(tl.load(first + at + i, mask=at + i < rows, other=0.0))
         largest = tl.maximum(largest, tl.abs(x))
     inverse = inverse_or_zero(tl.max(largest))
     squares = tl.zeros((BLOCK,), tl.float64)
     for at in range(0, rows, BLOCK):
-        x = tl.load(first + at + i, mask=at + i < rows, other=0.0).to(tl.float64) * inverse
+        x = widened(tl.load(first + at + i, mask=at + i < rows, other=0.0)) * inverse
         squares += x * x
     norm = inverse_or_zero(tl.sqrt(tl.sum(squares)))
     for at in range(0, rows, BLOCK):
-        x = tl.load(first + at + i, mask=at + i < rows, other=0.0).to(tl.float64) * inverse
+        x = widened(tl.load(first + at + i, mask=at + i < rows, other=0.0)) * inverse
         tl.store(to + at + i, x * norm, mask=at + i < rows)
 
 
