@@ -47,23 +47,19 @@ def _inspected(cubin: bytes) -> dict[str, Any]:
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
         file.flush()
-        usage, code = (
-            subprocess.run(
-                [_CUOBJDUMP, option, file.name], capture_output=True, text=True, check=True
-            )
-            for option in ("-res-usage", "-sass")
-        )
-    found = _USAGE.search(usage.stdout + usage.stderr)
+        command = [_CUOBJDUMP, "-res-usage", "-sass", file.name]
+        code = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    found = _USAGE.search(code)
     if found is None:
-        raise ValueError(f"cuobjdump: expected REG, STACK, SHARED, LOCAL, got {usage.stdout!r}")
-    accesses = _GLOBAL.findall(code.stdout)
+        raise ValueError(f"cuobjdump: expected REG, STACK, SHARED, LOCAL, got {code[:400]!r}")
+    accesses = _GLOBAL.findall(code)
     wide = [a for a in accesses if re.search(r"\.(128|256)\b", a)]
     return {
         "registers": int(found[1]),
         "stack": int(found[2]),
         "local": int(found[4]),
-        "spills": len(_SPILL.findall(code.stdout)),
-        "wide": len(wide) + len(_TENSOR_MEMORY.findall(code.stdout)),
+        "spills": len(_SPILL.findall(code)),
+        "wide": len(wide) + len(_TENSOR_MEMORY.findall(code)),
         "narrow": sorted(a for a in accesses if a not in wide),
     }
 
