@@ -33,6 +33,7 @@ from torch import Tensor
 from lipkernels.kernels.triton import planes, schedule
 from lipkernels.kernels.triton.elements import on_device, part_of
 from lipkernels.kernels.triton.group import Group, Matrix, group
+from lipkernels.kernels.triton.half import rounded_within
 from lipkernels.kernels.triton.planes import (
     SCALE,
     load_planes,
@@ -72,7 +73,7 @@ from lipkernels.kernels.triton.workspace import (
 from lipkernels.reference.rounding import worst_case_factor
 
 _ENOUGH = tl.constexpr(2e-6)  # |E|_F that only the last polishing is needed for
-_OWN_ROUNDING = 2.0**-22  # of this file, beyond what the worst-case factor allows for
+_OWN_MARGIN = 1.0 - 2.0**-22  # for roundings of this file beyond those of the worst-case factor
 _UNSCALE = tl.constexpr(1.0 / (128.0 * 128.0))
 _Z_SCALE = tl.constexpr(1.0)  # Z grows to 5.7^STEPS = 34,000
 
@@ -80,8 +81,8 @@ _Z_SCALE = tl.constexpr(1.0)  # Z grows to 5.7^STEPS = 34,000
 _E, _S, _Z, _ALL_Z = (tl.constexpr(i) for i in range(4))  # E, E^2, z, and the two Z
 _SQUARES = 5
 # What is summed over a matrix, one number for each block on or below the diagonal.
-_GRAM, _QUARTIC, _DEFECT, _FOURTH, _TRACE_Z, _FOURTH_Z = (tl.constexpr(i) for i in range(6))
-_SUMS = 6
+_GRAM, _QUARTIC, _DEFECT, _FOURTH, _FOURTH_Z = (tl.constexpr(i) for i in range(5))
+_SUMS = 5
 
 
 @triton.jit
@@ -216,7 +217,7 @@ def square(
 
 @triton.jit
 def polynomial(
-    table, tiles, coefficients, hi, lo, state, following, sums, n_sums, FIRST: tl.constexpr,
+    table, tiles, coefficients, hi, lo, state, following, last, sums, n_sums, FIRST: tl.constexpr,
     B: tl.constexpr, BK: tl.constexpr, DESCRIPTORS: tl.constexpr, LANES: tl.constexpr,
 ):  # fmt: skip
     """z = c0 + c1 E + c2 E^2 + c3 E^3 + c4 E^4, and the state after this step."""
@@ -232,6 +233,7 @@ def polynomial(
     m, _, ldm, _ = sides(table, p)
     f = tl.sqrt(sum_of(table, sums, p, n_sums, _DEFECT, LANES))
     row = schedule.choose(f, sum_of(table, sums, p, n_sums, _FOURTH, LANES), m.to(tl.float32))
+    row = tl.where((row == 0) & (last != 0), 2, row)  # what is at one shall end there
     if FIRST:
         row = tl.where(row < 0, 2, row)  # W is not yet divided by s
     if i == 0:
@@ -341,8 +343,6 @@ def last_gram(
         tl.store(
             sums + sum_at(table, p, i, j, n_sums, _FOURTH_Z), sum_of_symmetric(acc * acc, i, j)
         )
-        trace = sum_of_symmetric(acc * identity(i, j, m, B), i, j)
-        tl.store(sums + sum_at(table, p, i, j, n_sums, _TRACE_Z), trace)
     else:
         x = wide_at(table, p, m, ldn, 1 + now)
         a = tl.where(kind == 0, x, wide_at(table, p, m, ldn, 0))
@@ -385,10 +385,8 @@ def finish(
             pair = part_of(scalars, places, p, 3, WIDTH, ALIGNED)
             tl.store(pair, tl.load(units + p))
             tl.store(pair + 1, factor)
-            # The largest eigenvalue of (s P^-1)^2 is between these two.
-            trace = sum_of(table, sums, p, n_sums, _TRACE_Z, LANES)
-            fourth = sum_of(table, sums, p, n_sums, _FOURTH_Z, LANES)
-            z = tl.sqrt(tl.sqrt(fourth / trace * tl.sqrt(fourth)))
+            # At least the largest eigenvalue of Z: what is saved is at most the smallest of P.
+            z = tl.sqrt(tl.sqrt(sum_of(table, sums, p, n_sums, _FOURTH_Z, LANES)))
             s = tl.sqrt(squares / alpha)
             spectrum = part_of(spectra, places, p, 2, WIDTH, ALIGNED)
             lane = tl.arange(0, LANES)
@@ -481,7 +479,8 @@ class _Forward:
             square[grid](*common, now, self.sums, layout.n_lower, **built)
         polynomial[grid](
             self.table, tiles, coefficients, self.hi, self.lo, now, following,
-            self.sums, layout.n_lower, FIRST=first, LANES=LANES, **built,
+            int(k == schedule.STEPS - 1), self.sums, layout.n_lower,
+            FIRST=first, LANES=LANES, **built,
         )  # fmt: skip
         tiles = self._first_applied() if first else self._applied()
         apply[(len(tiles),)](
@@ -569,9 +568,13 @@ def forward(
     weights: Sequence[Tensor], scales: Sequence[float], dtype: torch.dtype
 ) -> tuple[list[Tensor], list[Tensor]]:
     """As ``lipkernels::polar_factor``, for weights that are not float64."""
-    factors = []
-    for w, scale in zip(weights, scales, strict=True):
-        margin = worst_case_factor(w.to("meta", torch.float32), scale, torch.float32)
-        factors.append(scale * margin * (1.0 - _OWN_ROUNDING))
-    results, *saved = polar_factors(weights, factors)
+    multipliers = [1.0] * len(weights)
+    if dtype == torch.float32:
+        multipliers = [
+            scale * worst_case_factor(w.to("meta", torch.float32), scale, dtype) * _OWN_MARGIN
+            for w, scale in zip(weights, scales, strict=True)
+        ]
+    results, *saved = polar_factors(weights, multipliers)
+    if dtype != torch.float32:
+        results = rounded_within(results, scales, dtype)
     return results, [tensor for parts in zip(*saved, strict=True) for tensor in parts]
