@@ -18,7 +18,7 @@ import triton.language as tl
 from torch import Tensor
 
 from lipkernels.kernels.triton import packing
-from lipkernels.kernels.triton.elements import on_device, part_of, saturated
+from lipkernels.kernels.triton.elements import on_device, part_of, saturated, widened
 from lipkernels.kernels.triton.group import ALIGNMENT, Group, group, offsets
 
 DOWN = {"ROWS": 32, "COLUMNS": 64}  # W^T u: the columns of a program, the rows of a step

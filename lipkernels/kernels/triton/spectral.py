@@ -40,7 +40,7 @@ from lipkernels.kernels.triton.power import inverse_or_zero
 from lipkernels.reference.rounding import worst_case_factor
 
 SAVED_PER_WEIGHT = 3  # sigma, u, v
-COLUMNS = 64  # of X that one program of write_triplets takes
+COLUMNS = 32  # of X that one program of write_triplets takes
 BY_TILES = {"ROWS": 16, "COLUMNS": 128}  # of a gradient
 DECISIONS = 64  # matrices of one program of decide
 WARPS = 4
@@ -159,7 +159,7 @@ def differentiate(
     at = row[:, None] * columns + column[None, :]
     inside = (row < rows)[:, None] & (column < columns)[None, :]
     grad = tl.load(part_of(grads, places, p, 0, 5, ALIGNED) + at, mask=inside, other=0.0)
-    out = grad.to(tl.float64) - (along * u)[:, None] * v[None, :]
+    out = widened(grad) - (along * u)[:, None] * v[None, :]
     out = saturated(out * (inverse * tl.load(scales + p)), limit)
     out = narrowed(out, results.dtype.element_ty)
     tl.store(part_of(results, places, p, 1, 5, ALIGNED) + at, out, mask=inside)
@@ -231,7 +231,7 @@ def _forward_of_one_format(
     results = [torch.empty_like(w, dtype=dtype) for w in weights]
     places, aligned = shapes.places(weights, results)
     worst = shapes.numbers(
-        [k * worst_case_factor(w, k, dtype) for w, k in zip(weights, scales, strict=True)]
+        [k * worst_case_factor(x, k, dtype) for x, k in zip(results, scales, strict=True)]
     )
     n = len(shapes.matrices)
     sigmas = torch.empty(n, dtype=torch.float64, device=shapes.device)
