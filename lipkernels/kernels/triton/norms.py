@@ -22,7 +22,6 @@ twice the sum of it all. For 512 x 4608 it is 6e-10.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -31,7 +30,7 @@ import triton.language as tl
 from torch import Tensor
 
 from lipkernels.kernels.triton import packing
-from lipkernels.kernels.triton.elements import on_device, sum_of
+from lipkernels.kernels.triton.elements import launch, on_device, sum_of
 from lipkernels.kernels.triton.group import ALIGNMENT, Group, offsets
 from lipkernels.kernels.triton.power import inverse_or_zero
 
@@ -95,7 +94,7 @@ def _bound(first, log, allowance):
     return tl.where(first < float("inf"), sigma, float("nan"))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["squarings"])
 def small_tops(
     parts, sigmas, vectors, table, tiles, skip, allowances, squarings,
     UNIT: tl.constexpr, WIDTH: tl.constexpr, SIDE: tl.constexpr, RANK_ONE: tl.constexpr,
@@ -164,7 +163,7 @@ def gram_sums(
         tl.store(squares + tl.load(its + 7) + number, weight * tl.sum(tile * tile))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["k"])
 def square(
     powers, results, squares, new_squares, history, done, table, tiles, skip, k,
     UNIT: tl.constexpr, WIDTH: tl.constexpr, SIDE: tl.constexpr, DEPTH: tl.constexpr,
@@ -204,7 +203,7 @@ def square(
             tl.store(new_squares + tl.load(its + 7) + number, weight * tl.sum(tile * tile))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["squarings"])
 def tops(
     even, odd, even_squares, odd_squares, sigmas, vectors, history, done, table, tiles, skip,
     allowances, squarings,
@@ -338,10 +337,7 @@ def plan(shapes: Group) -> Plan:
     def members(small: bool) -> list[int]:
         return [p for p, it_is in enumerate(is_small) if it_is == small]
 
-    def build(_: Sequence[object]) -> tuple[int, ...]:
-        return sum(part_counts), n_powers, sum(counts), n_vectors
-
-    sizes = shapes.plan("norms", build)
+    n_parts, n_squares = sum(part_counts), sum(counts)
     int32 = torch.int32
     return Plan(
         shapes.table("norms", torch.int64, table),
@@ -354,7 +350,10 @@ def plan(shapes: Group) -> Plan:
         shapes.table("norms large", int32, lambda: [(p,) for p in members(False)])
         if not all(is_small)
         else None,
-        *sizes,
+        n_parts,
+        n_powers,
+        n_squares,
+        n_vectors,
         tuple(vectors),
     )
 
@@ -374,11 +373,20 @@ def largest_singular_values(
     vectors = torch.empty(on.n_vectors, **kind)
     settings = {"UNIT": ALIGNMENT, "WIDTH": COLUMNS_OF_TABLE, "SIDE": SIDE, "num_warps": WARPS}
     with on_device(device):
-        gram_parts[(len(on.parts),)](
-            packed, parts, on.table, on.parts, skip, SPLIT=SPLIT, DEPTH=DEPTH, **settings
+        launch(
+            gram_parts,
+            len(on.parts),
+            packed,
+            parts,
+            on.table,
+            on.parts,
+            skip,
+            SPLIT=SPLIT,
+            DEPTH=DEPTH,
+            **settings,
         )
         if on.small is not None:
-            small_tops[(len(on.small),)](
+            launch(small_tops, len(on.small),
                 parts, sigmas, vectors, on.table, on.small, skip, on.allowances, squarings,
                 RANK_ONE=RANK_ONE, **settings,
             )  # fmt: skip
@@ -388,16 +396,25 @@ def largest_singular_values(
         squares = [torch.empty(on.n_squares, **kind) for _ in range(2)]
         history = torch.empty(len(shapes.matrices) * HISTORY, **kind)
         done = torch.zeros(len(shapes.matrices), dtype=torch.int32, device=device)
-        grid = (len(on.tiles),)
-        gram_sums[grid](parts, powers[0], squares[0], on.table, on.tiles, skip, **settings)
+        launch(
+            gram_sums,
+            len(on.tiles),
+            parts,
+            powers[0],
+            squares[0],
+            on.table,
+            on.tiles,
+            skip,
+            **settings,
+        )
         for k in range(squarings):
             here, there = k % 2, 1 - k % 2
-            square[grid](
+            launch(square, len(on.tiles),
                 powers[here], powers[there], squares[here], squares[there],
                 history, done, on.table, on.tiles, skip, k,
                 DEPTH=DEPTH, LANES=LANES, HISTORY=HISTORY, RANK_ONE=RANK_ONE, **settings,
             )  # fmt: skip
-        tops[(len(on.large),)](
+        launch(tops, len(on.large),
             *powers, *squares, sigmas, vectors, history, done, on.table, on.large, skip,
             on.allowances, squarings, LANES=LANES, HISTORY=HISTORY, **settings,
         )  # fmt: skip

@@ -19,7 +19,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from lipkernels.kernels.triton.elements import on_device, part_of, widened
+from lipkernels.kernels.triton.elements import launch, on_device, part_of, widened
 from lipkernels.kernels.triton.group import ALIGNMENT, Group, Matrix, offsets
 
 TILE = {"ROWS": 32, "COLUMNS": 128}
@@ -119,8 +119,7 @@ def packed(weights: Sequence[Tensor], shapes: Group, wide: bool) -> Tensor:
     )
     eights = aligned and all(m.cols % ALIGNMENT == 0 for m in shapes.matrices)
     with on_device(shapes.device):
-        pack[(len(tiles),)](
-            weights[0], workspace, table(shapes, wide), tiles, places,
+        launch(pack, len(tiles), weights[0], workspace, table(shapes, wide), tiles, places,
             ALIGNED=aligned, EIGHTS=eights, UNIT=ALIGNMENT, WIDTH=WIDTH, **TILE, num_warps=WARPS,
         )  # fmt: skip
     return workspace

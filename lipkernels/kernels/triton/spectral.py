@@ -21,6 +21,7 @@ from torch import Tensor
 from lipkernels.kernels.triton import norms, packing
 from lipkernels.kernels.triton.elements import (
     block_at,
+    launch,
     narrowed,
     on_device,
     part_of,
@@ -116,7 +117,7 @@ def round_packed(
         tl.store(rounded + at, y.to(tl.float32))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["n"])
 def decide(
     factors, bounds, scales, worst, skip, n, smaller,
     LAST: tl.constexpr, LANES: tl.constexpr,
@@ -183,8 +184,7 @@ def _triplets(
     transposed = shapes.table(
         "spectral transposed", torch.int32, lambda: [(int(m.tall),) for m in shapes.matrices]
     )
-    write_triplets[(len(tiles),)](
-        packed, sigmas, vectors, *(tensors[0] for tensors in lists),
+    launch(write_triplets, len(tiles), packed, sigmas, vectors, *(tensors[0] for tensors in lists),
         norms.plan(shapes).table, tiles, places, transposed,
         ALIGNED=aligned, UNIT=ALIGNMENT, WIDTH=norms.COLUMNS_OF_TABLE,
         SIDE=norms.SIDE, COLUMNS=COLUMNS, num_warps=WARPS,
@@ -212,12 +212,11 @@ def _factors_of_half(
     tiles = shapes.table("spectral packed", torch.int32, blocks)
     rounded = torch.empty_like(packed)
     for attempt in range(ATTEMPTS):
-        round_packed[(len(tiles),)](
-            packed, rounded, tiles, factors, sigmas, skip,
+        launch(round_packed, len(tiles), packed, rounded, tiles, factors, sigmas, skip,
             BLOCK=size, DTYPE=HALF[dtype], num_warps=WARPS,
         )  # fmt: skip
         norms.largest_singular_values(rounded, shapes, skip, bounds, SQUARINGS_OF_HALF[dtype])
-        decide[(-(-n // DECISIONS),)](
+        launch(decide, -(-n // DECISIONS),
             factors, bounds, scales, worst, skip, n, 1 - eps * 2.0 ** (attempt - 4),
             LAST=attempt == ATTEMPTS - 1, LANES=DECISIONS, num_warps=WARPS,
         )  # fmt: skip
@@ -245,8 +244,7 @@ def _forward_of_one_format(
         if dtype in HALF:
             numbers = shapes.numbers(scales)
             factors = _factors_of_half(shapes, packed, sigmas, numbers, worst, dtype)
-        apply[(len(tiles),)](
-            weights[0], results[0], table, tiles, places, factors, sigmas,
+        launch(apply, len(tiles), weights[0], results[0], table, tiles, places, factors, sigmas,
             ALIGNED=aligned, BLOCK=WHOLE["BLOCK"], num_warps=WARPS,
         )  # fmt: skip
     return results, saved
@@ -266,7 +264,7 @@ def forward(
             found[i] = results[k], saved[SAVED_PER_WEIGHT * k : SAVED_PER_WEIGHT * (k + 1)]
     ordered = [found[i] for i in range(len(weights))]
     new_us = [torch.empty_like(u) for u in us]
-    torch._foreach_copy_(new_us, [triplet[1] for _, triplet in ordered])
+    torch._foreach_copy_(new_us, [triplet[1] for _, triplet in ordered])  # pyright: ignore[reportPrivateImportUsage]
     return [result for result, _ in ordered], new_us, [t for _, parts in ordered for t in parts]
 
 
@@ -301,12 +299,12 @@ def backward(
         )
         with on_device(shapes.device):
             places, aligned = shapes.places(chosen, lists[0])
-            partial_sums[(len(tiles),)](
+            launch(partial_sums, len(tiles),
                 chosen[0], first[0], table, tiles, places, squares, products,
                 HAS_GRADS=True, WIDTH=2, ALIGNED=aligned, BLOCK=WHOLE["BLOCK"], num_warps=WARPS,
             )  # fmt: skip
             places, aligned = shapes.places(*lists)
-            differentiate[(len(every),)](
+            launch(differentiate, len(every),
                 *first, table, every, sides, places, numbers, products,
                 torch.finfo(chosen[0].dtype).max,
                 ALIGNED=aligned, **WHOLE, **BY_TILES, num_warps=WARPS,
