@@ -35,7 +35,7 @@ def bounds(weights, squarings=norms.SQUARINGS):
     sigmas = torch.full((n,), float("nan"), dtype=torch.float64, device=DEVICE)
     packed = packing.packed(weights, shapes, wide=True)
     vectors = norms.largest_singular_values(packed, shapes, skip, sigmas, squarings)
-    starts = norms.plan(shapes).vectors
+    starts = norms.sizes(shapes).vectors
     found = [vectors[s : s + m.small] for s, m in zip(starts, shapes.matrices, strict=True)]
     return sigmas, found
 

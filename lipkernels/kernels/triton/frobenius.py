@@ -249,7 +249,8 @@ def forward(
                 continue
             table, tiles = blocks_of(shapes)
             squares = torch.empty(len(tiles), dtype=torch.float64, device=shapes.device)
-            launch(partial_sums, len(tiles),
+            launch(
+                partial_sums, len(tiles),
                 chosen[0], chosen[0], table, tiles, places, squares, squares,
                 HAS_GRADS=False, WIDTH=2, BLOCK=WHOLE["BLOCK"], **settings,
             )  # fmt: skip
@@ -301,10 +302,12 @@ def backward(
                 continue
             table, tiles = blocks_of(shapes)
             sums = torch.empty((2, len(tiles)), dtype=torch.float64, device=shapes.device)
-            launch(partial_sums, len(tiles), *first[:2], table, tiles, places, sums[0], sums[1],
+            launch(
+                partial_sums, len(tiles), *first[:2], table, tiles, places, sums[0], sums[1],
                 HAS_GRADS=True, WIDTH=3, BLOCK=WHOLE["BLOCK"], **settings,
             )  # fmt: skip
-            launch(differentiate, len(tiles),
+            launch(
+                differentiate, len(tiles),
                 *first, table, tiles, places, numbers, sums[0], sums[1], limit,
                 **WHOLE, **settings,
             )  # fmt: skip

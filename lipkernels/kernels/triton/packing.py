@@ -119,7 +119,8 @@ def packed(weights: Sequence[Tensor], shapes: Group, wide: bool) -> Tensor:
     )
     eights = aligned and all(m.cols % ALIGNMENT == 0 for m in shapes.matrices)
     with on_device(shapes.device):
-        launch(pack, len(tiles), weights[0], workspace, table(shapes, wide), tiles, places,
+        launch(
+            pack, len(tiles), weights[0], workspace, table(shapes, wide), tiles, places,
             ALIGNED=aligned, EIGHTS=eights, UNIT=ALIGNMENT, WIDTH=WIDTH, **TILE, num_warps=WARPS,
         )  # fmt: skip
     return workspace

@@ -238,7 +238,8 @@ def _of_one_format(
                 if i:
                     launch(down, len(columns), packed, u, v, table, columns, **DOWN, **settings)
                 launch(across, len(rows), packed, u, v, table, rows, **ACROSS, **settings)
-        launch(finish, n, u, v, sigmas[0], lefts[0], rights[0], table, places, FLOAT32_MAX,
+        launch(
+            finish, n, u, v, sigmas[0], lefts[0], rights[0], table, places, FLOAT32_MAX,
             ALIGNED=aligned, ROUNDS=n_iter > 0, BLOCK=BLOCK, **settings,
         )  # fmt: skip
     return sigmas, lefts, rights

@@ -184,8 +184,9 @@ def _triplets(
     transposed = shapes.table(
         "spectral transposed", torch.int32, lambda: [(int(m.tall),) for m in shapes.matrices]
     )
-    launch(write_triplets, len(tiles), packed, sigmas, vectors, *(tensors[0] for tensors in lists),
-        norms.plan(shapes).table, tiles, places, transposed,
+    launch(
+        write_triplets, len(tiles), packed, sigmas, vectors, *(tensors[0] for tensors in lists),
+        norms.tables(shapes).matrices, tiles, places, transposed,
         ALIGNED=aligned, UNIT=ALIGNMENT, WIDTH=norms.COLUMNS_OF_TABLE,
         SIDE=norms.SIDE, COLUMNS=COLUMNS, num_warps=WARPS,
     )  # fmt: skip
@@ -212,11 +213,13 @@ def _factors_of_half(
     tiles = shapes.table("spectral packed", torch.int32, blocks)
     rounded = torch.empty_like(packed)
     for attempt in range(ATTEMPTS):
-        launch(round_packed, len(tiles), packed, rounded, tiles, factors, sigmas, skip,
+        launch(
+            round_packed, len(tiles), packed, rounded, tiles, factors, sigmas, skip,
             BLOCK=size, DTYPE=HALF[dtype], num_warps=WARPS,
         )  # fmt: skip
         norms.largest_singular_values(rounded, shapes, skip, bounds, SQUARINGS_OF_HALF[dtype])
-        launch(decide, -(-n // DECISIONS),
+        launch(
+            decide, -(-n // DECISIONS),
             factors, bounds, scales, worst, skip, n, 1 - eps * 2.0 ** (attempt - 4),
             LAST=attempt == ATTEMPTS - 1, LANES=DECISIONS, num_warps=WARPS,
         )  # fmt: skip
@@ -244,7 +247,8 @@ def _forward_of_one_format(
         if dtype in HALF:
             numbers = shapes.numbers(scales)
             factors = _factors_of_half(shapes, packed, sigmas, numbers, worst, dtype)
-        launch(apply, len(tiles), weights[0], results[0], table, tiles, places, factors, sigmas,
+        launch(
+            apply, len(tiles), weights[0], results[0], table, tiles, places, factors, sigmas,
             ALIGNED=aligned, BLOCK=WHOLE["BLOCK"], num_warps=WARPS,
         )  # fmt: skip
     return results, saved
@@ -299,12 +303,14 @@ def backward(
         )
         with on_device(shapes.device):
             places, aligned = shapes.places(chosen, lists[0])
-            launch(partial_sums, len(tiles),
+            launch(
+                partial_sums, len(tiles),
                 chosen[0], first[0], table, tiles, places, squares, products,
                 HAS_GRADS=True, WIDTH=2, ALIGNED=aligned, BLOCK=WHOLE["BLOCK"], num_warps=WARPS,
             )  # fmt: skip
             places, aligned = shapes.places(*lists)
-            launch(differentiate, len(every),
+            launch(
+                differentiate, len(every),
                 *first, table, every, sides, places, numbers, products,
                 torch.finfo(chosen[0].dtype).max,
                 ALIGNED=aligned, **WHOLE, **BY_TILES, num_warps=WARPS,
