@@ -12,6 +12,9 @@ bound allows for all that their roundings can do: |rounding|_2 <= |rounding|_F, 
 V V^T is off by (n/64 + 16) 2^-23 of the product of two rows' norms at most.
 """
 
+# A call of a Triton function has no type; pyright takes those that return tuples for endless.
+# pyright: reportGeneralTypeIssues=false
+
 from __future__ import annotations
 
 import math
@@ -23,7 +26,7 @@ import triton.language as tl
 from torch import Tensor
 
 from lipkernels.kernels.triton import planes
-from lipkernels.kernels.triton.elements import on_device, part_of
+from lipkernels.kernels.triton.elements import launch, on_device, part_of
 from lipkernels.kernels.triton.group import Matrix, group
 from lipkernels.kernels.triton.planes import (
     SCALE,
@@ -180,14 +183,16 @@ def rounded_within(
     wide = shapes.tiles("half wide", lambda a: _every(wide_blocks(a)))
     lower = shapes.tiles("half lower", lambda a: _every(lower_blocks(a)))
     with on_device(device):
-        attempt[(len(wide),)](
+        launch(
+            attempt, len(wide),
             matrices[0], results[0], table, wide, places, numbers, hi, lo,
             ALIGNED=aligned, B=B, num_warps=planes.WARPS,
         )  # fmt: skip
-        defect[(len(lower),)](table, lower, numbers, hi, lo, sums, place.n_lower, **built)
-        fourth_powers[(len(lower),)](table, lower, hi, lo, sums, place.n_lower, **built)
+        launch(defect, len(lower), table, lower, numbers, hi, lo, sums, place.n_lower, **built)
+        launch(fourth_powers, len(lower), table, lower, hi, lo, sums, place.n_lower, **built)
         wide = shapes.tiles("wide blocks", wide_blocks)
-        choose[(len(wide),)](
+        launch(
+            choose, len(wide),
             matrices[0], results[0], table, wide, places, numbers, sums, place.n_lower,
             ALIGNED=aligned, B=B, LANES=LANES, num_warps=planes.WARPS,
         )  # fmt: skip

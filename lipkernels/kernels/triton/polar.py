@@ -21,6 +21,9 @@ What sums over a matrix need is added up by the programs of the next launch, eac
 in the same order: no atomics, and equal inputs give equal bits.
 """
 
+# A call of a Triton function has no type; pyright takes those that return tuples for endless.
+# pyright: reportGeneralTypeIssues=false
+
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -31,7 +34,7 @@ import triton.language as tl
 from torch import Tensor
 
 from lipkernels.kernels.triton import planes, schedule
-from lipkernels.kernels.triton.elements import on_device, part_of
+from lipkernels.kernels.triton.elements import launch, on_device, part_of
 from lipkernels.kernels.triton.group import Group, Matrix, group
 from lipkernels.kernels.triton.half import rounded_within
 from lipkernels.kernels.triton.planes import (
@@ -439,26 +442,36 @@ class _Forward:
             "entries", torch.int64, lambda: [(a.rows * a.cols,) for a in shapes.matrices]
         )
         tiles = shapes.tiles("maxima", maxima_blocks)
-        planes.magnitudes[(len(tiles),)](
+        launch(
+            planes.magnitudes, len(tiles),
             self.weights, tiles, self.places, numbers, maxima,
             WIDTH=1, ALIGNED=self.aligned, BLOCK=planes.BLOCK, num_warps=planes.WARPS,
         )  # fmt: skip
         tiles = shapes.tiles("wide blocks", wide_blocks)
-        pack[(len(tiles),)](
+        launch(
+            pack, len(tiles),
             self.weights, self.table, tiles, self.places, maxima, self.hi, self.lo, self.units,
             squares, self.n,
             WIDTH=1, ALIGNED=self.aligned, B=B, LANES=LANES, num_warps=planes.WARPS,
         )  # fmt: skip
         tiles, product = self._lower(), self.product
-        grid, common = (len(tiles),), (self.table, tiles, self.hi, self.lo)
-        first_gram[grid](
+        grid, common = len(tiles), (self.table, tiles, self.hi, self.lo)
+        launch(
+            first_gram, grid,
             *common, squares, self.norms, self.sums, layout.n_lower,
             LANES=LANES, **product.constants, **product.options,
         )  # fmt: skip
-        first_square[grid](
-            *common, self.sums, layout.n_lower, **product.constants, **product.options
+        launch(
+            first_square,
+            grid,
+            *common,
+            self.sums,
+            layout.n_lower,
+            **product.constants,
+            **product.options,
         )
-        center[grid](
+        launch(
+            center, grid,
             *common, self.sums, self.norms, layout.n_lower, self.n,
             B=B, LANES=LANES, num_warps=planes.WARPS,
         )  # fmt: skip
@@ -472,18 +485,20 @@ class _Forward:
             "polar coefficients", torch.float32, lambda: schedule.COEFFICIENTS
         )
         tiles = self._lower()
-        grid, now, following = (len(tiles),), self.state[k], self.state[k + 1]
+        grid, now, following = len(tiles), self.state[k], self.state[k + 1]
         common, built = (self.table, tiles, self.hi, self.lo), product.constants | product.options
         if not first:
-            gram[grid](*common, now, self.sums, layout.n_lower, **built)
-            square[grid](*common, now, self.sums, layout.n_lower, **built)
-        polynomial[grid](
+            launch(gram, grid, *common, now, self.sums, layout.n_lower, **built)
+            launch(square, grid, *common, now, self.sums, layout.n_lower, **built)
+        launch(
+            polynomial, grid,
             self.table, tiles, coefficients, self.hi, self.lo, now, following,
             int(k == schedule.STEPS - 1), self.sums, layout.n_lower,
             FIRST=first, LANES=LANES, **built,
         )  # fmt: skip
         tiles = self._first_applied() if first else self._applied()
-        apply[(len(tiles),)](
+        launch(
+            apply, len(tiles),
             self.table, tiles, self.hi, self.lo, now, following, self.norms, self.n,
             FIRST=first, **built,
         )  # fmt: skip
@@ -511,19 +526,24 @@ class _Forward:
         built = product.constants | product.options
         now, following = self.state[schedule.STEPS], self.state[schedule.STEPS + 1]
         tiles = self._lower()
-        gram[(len(tiles),)](self.table, tiles, self.hi, self.lo, now, self.sums, n_sums, **built)
+        launch(
+            gram, len(tiles), self.table, tiles, self.hi, self.lo, now, self.sums, n_sums, **built
+        )
         tiles = self._applied()
-        polish[(len(tiles),)](
+        launch(
+            polish, len(tiles),
             self.table, tiles, self.hi, self.lo, now, following, self.sums, n_sums,
             LANES=LANES, **built,
         )  # fmt: skip
         tiles = shapes.tiles("E, P, Z Z^T", last)
-        last_gram[(len(tiles),)](
+        launch(
+            last_gram, len(tiles),
             self.outputs[1], self.table, tiles, self.to, self.hi, self.lo, following,
             self.sums, n_sums, WIDTH=4, ALIGNED=self.to_aligned, **built,
         )  # fmt: skip
         tiles = shapes.tiles("U, Q", results)
-        finish[(len(tiles),)](
+        launch(
+            finish, len(tiles),
             *self.outputs, self.table, tiles, self.to, self.multipliers, self.hi, self.lo,
             following, self.units, self.norms, self.sums, n_sums, self.n,
             WIDTH=4, ALIGNED=self.to_aligned, LANES=LANES, **built,

@@ -24,6 +24,9 @@ Conjugate gradients need a launch for every one of their 14 steps at condition 1
 two sums in each; a Chebyshev iteration as many steps without the sums. Both were left.
 """
 
+# A call of a Triton function has no type; pyright takes those that return tuples for endless.
+# pyright: reportGeneralTypeIssues=false
+
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -34,7 +37,7 @@ import triton.language as tl
 from torch import Tensor
 
 from lipkernels.kernels.triton import planes
-from lipkernels.kernels.triton.elements import on_device, part_of, saturated
+from lipkernels.kernels.triton.elements import launch, on_device, part_of, saturated
 from lipkernels.kernels.triton.group import Group, Matrix, group
 from lipkernels.kernels.triton.planes import (
     SCALE,
@@ -383,12 +386,14 @@ class _Backward:
         )
         maxima = torch.empty(self.layout.n_maxima, dtype=torch.int32, device=shapes.device)
         tiles = shapes.tiles("maxima", maxima_blocks)
-        planes.magnitudes[(len(tiles),)](
+        launch(
+            planes.magnitudes, len(tiles),
             self.inputs[0][0], tiles, places, numbers, maxima,
             WIDTH=5, ALIGNED=aligned, BLOCK=planes.BLOCK, num_warps=planes.WARPS,
         )  # fmt: skip
         tiles = shapes.tiles("Gamma, U, H", _packed)
-        pack[(len(tiles),)](
+        launch(
+            pack, len(tiles),
             *(tensors[0] for tensors in self.inputs), self.table, tiles, places, maxima,
             self.hi, self.lo, self.units, self.squares, self.n,
             WIDTH=5, ALIGNED=aligned, B=B, LANES=LANES, num_warps=planes.WARPS,
@@ -397,7 +402,9 @@ class _Backward:
     def _on(self, tiles: Tensor, kernel, *arguments: int) -> None:
         """A launch that needs the workspace alone."""
         if len(tiles):
-            kernel[(len(tiles),)](self.table, tiles, self.hi, self.lo, *arguments, **self.built)
+            launch(
+                kernel, len(tiles), self.table, tiles, self.hi, self.lo, *arguments, **self.built
+            )
 
     def _solve(self) -> None:
         shapes = self.shapes
@@ -405,11 +412,20 @@ class _Backward:
             shapes.tiles("lower blocks", lower_blocks),
             shapes.tiles("square blocks", square_blocks),
         )
-        gradient_along[(len(whole),)](
-            self.table, whole, self.hi, self.lo, self.squares, LANES=LANES, **self.built
+        launch(
+            gradient_along,
+            len(whole),
+            self.table,
+            whole,
+            self.hi,
+            self.lo,
+            self.squares,
+            LANES=LANES,
+            **self.built,
         )
         places, aligned = shapes.places(self.inputs[3])
-        start[(len(lower),)](
+        launch(
+            start, len(lower),
             self.inputs[3][0], self.table, lower, places, self.hi, self.lo,
             WIDTH=1, ALIGNED=aligned, **self.built,
         )  # fmt: skip
@@ -430,7 +446,8 @@ class _Backward:
         places, aligned = shapes.places(self.out, self.inputs[3], self.inputs[4])
         tiles = shapes.tiles("wide blocks", wide_blocks)
         limit = torch.finfo(self.out[0].dtype).max
-        finish[(len(tiles),)](
+        launch(
+            finish, len(tiles),
             self.out[0], self.inputs[3][0], self.inputs[4][0], self.table, tiles, places,
             self.scales, self.hi, self.lo, self.units, self.squares, v_slot, limit, self.n,
             WIDTH=3, ALIGNED=aligned, LANES=LANES, **self.built,

@@ -9,6 +9,9 @@ be known on the host.
     D = G - S X,    S = (G X^T + X G^T) / 2
 """
 
+# A call of a Triton function has no type; pyright takes those that return tuples for endless.
+# pyright: reportGeneralTypeIssues=false
+
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -19,7 +22,7 @@ import triton.language as tl
 from torch import Tensor
 
 from lipkernels.kernels.triton import planes
-from lipkernels.kernels.triton.elements import on_device, part_of, saturated
+from lipkernels.kernels.triton.elements import launch, on_device, part_of, saturated
 from lipkernels.kernels.triton.group import Matrix, group
 from lipkernels.kernels.triton.planes import (
     SCALE,
@@ -131,19 +134,22 @@ def _project(grads: list[Tensor], weights: list[Tensor], scales: list[float], ou
     built = product.constants | product.options
     with on_device(device):
         tiles = shapes.tiles("maxima", maxima_blocks)
-        planes.magnitudes[(len(tiles),)](
+        launch(
+            planes.magnitudes, len(tiles),
             grads[0], tiles, places, entries, maxima,
             WIDTH=3, ALIGNED=aligned, BLOCK=planes.BLOCK, num_warps=planes.WARPS,
         )  # fmt: skip
         tiles = shapes.tiles("G, X", _packed)
-        pack[(len(tiles),)](
+        launch(
+            pack, len(tiles),
             grads[0], weights[0], table, tiles, places, shapes.numbers(scales), maxima,
             hi, lo, units, ALIGNED=aligned, B=B, LANES=LANES, num_warps=planes.WARPS,
         )  # fmt: skip
         tiles = shapes.tiles("lower blocks", lower_blocks)
-        across[(len(tiles),)](table, tiles, hi, lo, **built)
+        launch(across, len(tiles), table, tiles, hi, lo, **built)
         tiles = shapes.tiles("wide blocks", wide_blocks)
-        subtract[(len(tiles),)](
+        launch(
+            subtract, len(tiles),
             grads[0], out[0], table, tiles, places, hi, lo, units, torch.finfo(out[0].dtype).max,
             ALIGNED=aligned, **built,
         )  # fmt: skip
