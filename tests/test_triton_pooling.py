@@ -70,10 +70,9 @@ def test_every_case(dtype):
 @pytest.mark.parametrize("name", LARGE)
 def test_many_programs(name):
     shape, *others = LARGE[name]
-    for dtype in (torch.float32, torch.float16):
-        x = image(shape, dtype)
-        assert_same(x, **arguments(*others))
-        assert_same(x.contiguous(memory_format=torch.channels_last), **arguments(*others))
+    x = image(shape)
+    assert_same(x, **arguments(*others))
+    assert_same(x.half().contiguous(memory_format=torch.channels_last), **arguments(*others))
 
 
 def test_plans():
@@ -137,7 +136,7 @@ def test_second_derivative():
             return F.l2_norm_pool2d(t, *others, eps=0.0, backend="triton")
 
         assert torch.autograd.gradcheck(call, x)
-        assert torch.autograd.gradgradcheck(call, x)
+        assert torch.autograd.gradgradcheck(call, x, fast_mode=True)
 
 
 def test_ops_and_their_fakes_agree():

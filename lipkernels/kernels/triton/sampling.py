@@ -204,6 +204,15 @@ def _copied(x: Tensor, y: Tensor, dims: tuple[Dim, ...], scale: float) -> Tensor
     return y
 
 
+def contiguous(x: Tensor) -> Tensor:
+    """``x.contiguous()``, but wide on both sides where the layouts cross, as channels last do."""
+    x = x.resolve_neg()
+    if x.is_contiguous() or x.dim() > Q_DIMS:
+        return x.contiguous()
+    y = torch.empty_like(x, memory_format=torch.contiguous_format)
+    return _copied(x, y, tuple(map(Dim, x.shape, x.stride(), y.stride())), 1.0)
+
+
 def block_dims(
     wide: Tensor, deep: Tensor, ph: int, pw: int, mode: str, channels_last: bool
 ) -> tuple[list[int], list[int], list[int]]:
@@ -229,9 +238,7 @@ def _moved(
         return y
     x = x.resolve_neg()
     if not x.is_contiguous() and _has_short_runs(tiling(dims_of(x)), x.itemsize):
-        contiguous = torch.empty_like(x, memory_format=torch.contiguous_format)
-        plain = tuple(map(Dim, x.shape, x.stride(), contiguous.stride()))
-        x = _copied(x, contiguous, plain, 1.0)
+        x = contiguous(x)
     return _copied(x, y, dims_of(x), scale)
 
 
