@@ -1,5 +1,7 @@
 """Spectral normalization in Triton: a bound that no float64 SVD exceeds, reference's gradients."""
 
+import contextlib
+
 import cases
 import pytest
 import tolerances
@@ -9,8 +11,12 @@ from cases import by_dtype, weight_of_condition
 
 pytest.importorskip("triton")
 
+import lipkernels
+import lipkernels.nn as lnn
 from lipkernels import backends
 from lipkernels import functional as F
+from lipkernels.kernels import frobenius as frobenius_ops
+from lipkernels.kernels import spectral as spectral_ops
 from lipkernels.kernels.triton import norms, packing
 from lipkernels.kernels.triton.group import group
 
@@ -198,6 +204,50 @@ def test_one_spoiled_weight_of_a_group(bad):
         assert y.isnan().all() and us[1].isnan().all()
         expected, _ = F.spectral_normalize([weights[0], weights[2]], backend="triton")
         assert torch.equal(x, expected[0]) and torch.equal(z, expected[1])
+
+
+def test_uninitialized_memory_is_not_read():
+    weights = [torch.randn(shape, device=DEVICE).requires_grad_() for shape in SHAPES]
+    torch.use_deterministic_algorithms(True)  # fills torch.empty with NaN
+    try:
+        for dtype in (torch.float32, torch.bfloat16):
+            results, us = F.spectral_normalize(weights, dtype=dtype, backend="triton")
+            results += F.frobenius_normalize(weights, dtype=dtype, backend="triton")
+            gradients = torch.autograd.grad([x.sum() for x in results], weights)
+            estimates = F.power_iteration(weights, backend="triton")
+            for x in (*results, *us, *gradients, *(t for part in estimates for t in part)):
+                assert x.isfinite().all()
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
+def test_opcheck():
+    weights = [torch.randn(shape, device=DEVICE).requires_grad_() for shape in SHAPES[:3]]
+    raw, scales = [w.detach() for w in weights], SCALES[:3]
+    us, kind = [F.initial_vector(w) for w in raw], torch.float32
+    spectral = (us, scales, kind, 10, 1e-3, "triton")
+    _, _, saved = spectral_ops.spectral_normalize(raw, *spectral)
+    grads = [torch.randn_like(w) for w in raw]
+    for op, arguments in (
+        (spectral_ops.spectral_normalize, (weights, *spectral)),
+        (spectral_ops.spectral_normalize_backward, (grads, raw, saved, scales, "triton")),
+        (spectral_ops.power_iteration, (raw, us, 2, "triton")),
+        (frobenius_ops.frobenius_normalize, (weights, scales, kind, False, "triton")),
+        (frobenius_ops.frobenius_normalize, (weights, scales, torch.bfloat16, True, "triton")),
+        (frobenius_ops.frobenius_normalize_backward, (grads, raw, scales, True, "triton")),
+    ):
+        torch.library.opcheck(op, arguments)
+
+
+def test_a_layer_holds_its_bound():
+    layer = lnn.SpectralLinear(40, 36, k_coef_lip=1.3, eps_bjorck=None).to(DEVICE)
+    x = torch.randn(4, 40, device=DEVICE)
+    with lipkernels.use_backend("triton"):
+        for context in (contextlib.nullcontext(), torch.autocast(DEVICE, dtype=torch.bfloat16)):
+            with context:
+                assert largest(layer.weight) <= 1.3
+                layer(x).sum().backward()
+    assert layer.raw_weight.grad.isfinite().all()
 
 
 @pytest.mark.gpu

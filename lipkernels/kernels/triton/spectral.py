@@ -72,10 +72,8 @@ def write_triplets(
     for at in range(0, m, SIDE):
         sums += tl.load(matrix + at * leading).to(tl.float64) * tl.load(vector + at)[:, None]
     other = tl.sum(sums, axis=0) * inverse_or_zero(sigma)
-    left, right = (
-        part_of(lefts, places, p, 1, 3, ALIGNED),
-        part_of(rights, places, p, 2, 3, ALIGNED),
-    )
+    left = part_of(lefts, places, p, 1, 3, ALIGNED)
+    right = part_of(rights, places, p, 2, 3, ALIGNED)
     of_small, of_large = left, right
     if tl.load(transposed + p) != 0:
         of_small, of_large = right, left
@@ -114,7 +112,7 @@ def round_packed(
         at = tl.load(tiles + 2 * t + 1).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
         factor = tl.load(factors + p) * inverse_or_zero(tl.load(sigmas + p))
         y = narrowed(tl.load(x + at).to(tl.float64) * factor, DTYPE)
-        tl.store(rounded + at, y.to(tl.float32))
+        tl.store(rounded + at, widened(y).to(tl.float32))
 
 
 @triton.jit(do_not_specialize=["n"])
