@@ -1,12 +1,11 @@
 """Weights of any half or single format, copied into one float32 workspace, exactly.
 
 Every matrix gets whole tiles there, ROWS x COLUMNS, zeros where it ends: the kernels that read it
-over and over need neither masks nor strides, and load 16 bytes at a time. A matrix of twice as
-many rows as columns can be packed transposed, so that the small side comes first.
+over and over need neither masks nor strides, and load 16 bytes at a time. Tall matrices can be
+packed transposed, so that the small side comes first.
 
-A matrix reads, in the table of :func:`layout` (int64):
-    offset / ALIGNMENT, rows, columns, leading dimension / ALIGNMENT, transposed, all of the packed
-    matrix; the number of rows and of columns is that of the weight, the rest is padding.
+A row of :func:`table` (int64) speaks of the matrix as it is packed, without its padding:
+    offset / ALIGNMENT, rows, columns, leading dimension / ALIGNMENT, whether it is transposed
 """
 
 from __future__ import annotations
@@ -62,7 +61,7 @@ def layout(shapes: Group, wide: bool) -> Layout:
 
 
 def table(shapes: Group, wide: bool) -> Tensor:
-    """The table of :func:`layout` on the device."""
+    """Where :func:`layout` has the matrices, on the device."""
     form = layout(shapes, wide)
 
     def rows() -> list[tuple[int, ...]]:
