@@ -1,10 +1,14 @@
 """Which implementation of an operation runs.
 
 ``reference`` is pure torch, and runs everywhere; ``cpu`` is C++ (the polar factor), built when the
-package is installed; ``triton`` and ``cuda`` are reserved for kernels to come. ``auto`` takes the
-fastest one that can run; it never hides a failure of the one it took. Naming a backend that cannot
-run an operation raises :class:`BackendUnavailableError` with the reason. The default is ``auto``,
-or the environment variable ``LIPKERNELS_BACKEND`` as it was at import.
+package is installed; ``triton`` runs on CUDA devices, where Triton is installed; ``cuda`` is
+reserved for kernels to come. ``auto`` takes the fastest one that can run; it never hides a failure
+of the one it took. Naming a backend that cannot run an operation raises
+:class:`BackendUnavailableError` with the reason. The default is ``auto``, or the environment
+variable ``LIPKERNELS_BACKEND`` as it was at import.
+
+With ``TRITON_INTERPRET=1`` in the environment at import, Triton's interpreter runs its kernels:
+``triton``, if it is named, then takes tensors of the CPU too. It is slow, a way to test.
 
     >>> import lipkernels
     >>> with lipkernels.use_backend("reference"):
@@ -14,6 +18,7 @@ or the environment variable ``LIPKERNELS_BACKEND`` as it was at import.
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import os
 from collections.abc import Collection, Iterator
 
@@ -37,6 +42,18 @@ def mark_missing(name: str, reason: str) -> None:
     _missing[name] = reason
 
 
+if importlib.util.find_spec("triton") is None:
+    mark_missing("triton", "Triton is not installed (pip install lipkernels[triton])")
+
+# As Triton itself reads it, when its decorator makes a kernel.
+_interpreted = os.environ.get("TRITON_INTERPRET", "").lower() in ("1", "true", "on", "yes", "y")
+
+
+def is_interpreted() -> bool:
+    """Whether Triton's kernels run in its interpreter, on the CPU."""
+    return _interpreted
+
+
 class BackendUnavailableError(RuntimeError):
     """A backend that was asked for by name cannot run this operation here."""
 
@@ -55,7 +72,8 @@ def _why_not(name: str, op: str, implemented: Collection[str], device: torch.dev
         return f"{op} has no {name} implementation in this version"
     if name in _DEVICE:
         kind, words = _DEVICE[name]
-        if device.type != kind:
+        interpreted = name == "triton" and _interpreted and device.type == "cpu"
+        if device.type != kind and not interpreted:
             return f"{name} needs tensors on {words}, got {device}"
     return _missing.get(name)
 
@@ -66,7 +84,8 @@ def resolve(
     """The backend that runs ``op`` on ``device``, out of those that implement it."""
     wanted = _default if backend is None else _validated(backend)
     if wanted == "auto":
-        return next(n for n in _PREFERENCE if _why_not(n, op, implemented, device) is None)
+        able = (n for n in _PREFERENCE if _why_not(n, op, implemented, device) is None)
+        return next(n for n in able if n != "triton" or device.type == "cuda")
     reason = _why_not(wanted, op, implemented, device)
     if reason is not None:
         raise BackendUnavailableError(f"backend {wanted!r} cannot run: {reason}")

@@ -248,7 +248,8 @@ def _backends_of(op: str) -> Iterator[Any]:
 
 
 def device_of(backend: str) -> str:
-    return "cpu" if backend in ("reference", "cpu") else "cuda"
+    on_cpu = backend in ("reference", "cpu") or (backend == "triton" and backends.is_interpreted())
+    return "cpu" if on_cpu else "cuda"
 
 
 def on_backends(*ops: str):

@@ -311,6 +311,9 @@ def test_backend_of_an_op(op):
     CALLS[op]("auto")
     CALLS[op]("reference")
     for name in ("triton", "cuda"):
+        if name == "triton" and backends.is_interpreted() and name in IMPLEMENTED[op]:
+            CALLS[op](name)
+            continue
         with pytest.raises(BackendUnavailableError, match=rf"'{name}' cannot run: .*{name}"):
             CALLS[op](name)  # on tensors of the CPU
     for name in ("Triton", "", "gpu", 3):
@@ -318,7 +321,9 @@ def test_backend_of_an_op(op):
             CALLS[op](name)
 
 
-def test_reason_why_a_backend_cannot_run():
+def test_reason_why_a_backend_cannot_run(monkeypatch):
+    monkeypatch.setattr(backends, "_interpreted", False)
+    monkeypatch.delitem(backends._missing, "triton", raising=False)
     cpu, cuda = torch.device("cpu"), torch.device("cuda", 0)
     both = {"reference": None, "triton": None}
     with pytest.raises(BackendUnavailableError, match="needs tensors on a CUDA device, got cpu"):
@@ -332,9 +337,54 @@ def test_reason_why_a_backend_cannot_run():
     assert backends.resolve("op", {**both, "cuda": None}, cuda, "auto") == "cuda"
     assert backends.resolve("op", {**both, "cuda": None}, cuda, "triton") == "triton"
     assert issubclass(BackendUnavailableError, RuntimeError)
+    backends.mark_missing("triton", "why")
+    with pytest.raises(BackendUnavailableError, match="'triton' cannot run: why"):
+        backends.resolve("op", both, cuda, "triton")
+    assert backends.resolve("op", both, cuda) == "reference"
 
 
-def test_use_backend():
+def test_interpreter_takes_tensors_of_the_cpu_where_it_is_named(monkeypatch):
+    monkeypatch.setattr(backends, "_interpreted", True)
+    monkeypatch.delitem(backends._missing, "triton", raising=False)
+    cpu, both = torch.device("cpu"), {"reference": None, "triton": None}
+    assert backends.resolve("op", both, cpu, "triton") == "triton"
+    with lipkernels.use_backend("triton"):
+        assert backends.resolve("op", both, cpu) == "triton"
+    assert backends.resolve("op", both, cpu) == "reference"
+    with pytest.raises(BackendUnavailableError, match="needs tensors on a CUDA device, got meta"):
+        backends.resolve("op", both, torch.device("meta"), "triton")
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"), [("1", True), ("On", True), ("0", False), ("", False)]
+)
+def test_interpreter_variable(value, expected):
+    done = subprocesses.run(
+        "from lipkernels import backends; print(backends.is_interpreted())", TRITON_INTERPRET=value
+    )
+    assert done.stdout == f"{expected}\n", done.stderr
+
+
+def test_without_triton():
+    code = """
+sys.modules["triton"] = None  # as where it is not installed
+import torch, lipkernels
+from lipkernels import backends
+y = lipkernels.nn.SpectralLinear(2, 2)(torch.zeros(1, 2))
+try:
+    backends.resolve("op", {"triton": None}, torch.device("cuda"), "triton")
+except lipkernels.BackendUnavailableError as error:
+    print(error)
+"""
+    done = subprocesses.run(code)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == (
+        "backend 'triton' cannot run: Triton is not installed (pip install lipkernels[triton])\n"
+    )
+
+
+def test_use_backend(monkeypatch):
+    monkeypatch.setattr(backends, "_interpreted", False)
     layer = lnn.SpectralLinear(2, 2)
     x = torch.zeros(1, 2)
     with lipkernels.use_backend("triton"):

@@ -31,7 +31,8 @@ ALLOWED = {
     "__init__": None,
 }
 THIRD_PARTY = {
-    "demo": {"torch", "numpy", "matplotlib", "mlxtend", "pyautoattack", "sklearn", "tqdm"}
+    "demo": {"torch", "numpy", "matplotlib", "mlxtend", "pyautoattack", "sklearn", "tqdm"},
+    "kernels/triton": {"triton"},  # a folder that is imported when one of its ops runs
 }
 
 
@@ -66,9 +67,17 @@ def test_imports_run_one_way(path):
             if ALLOWED[here] is not None:
                 assert there == here or there in ALLOWED[here], name
         else:
-            allowed = {"torch", *THIRD_PARTY.get(here, ())}
+            folder = path.parent.relative_to(PACKAGE).as_posix()
+            allowed = {"torch", *THIRD_PARTY.get(here, ()), *THIRD_PARTY.get(folder, ())}
             assert first in allowed or first in sys.stdlib_module_names, name
         assert "tests" not in name.split(".") and "bench" not in name.split("."), name
+
+
+def test_kernels_in_triton_are_imported_by_themselves_alone():
+    # Others name them to `lipkernels.kernels.lazy`.
+    for path in FILES:
+        if path.parent.name != "triton":
+            assert not any("kernels.triton" in name for name in imported(path)), path
 
 
 def test_certify_imports_torch_and_itself_alone():
@@ -98,6 +107,7 @@ def test_importing_needs_torch_alone():
 extras = ("matplotlib", "mlxtend", "sklearn", "tqdm", "scipy", "pandas", "hypothesis")
 block(*extras)
 import lipkernels
+assert "triton" not in sys.modules  # Triton is imported where its kernels run
 assert not set(extras) & {name.partition(".")[0] for name in sys.modules}
 assert "lipkernels.demo" not in sys.modules
 sys.meta_path.pop(0)  # torch asks for the specs of packages that it does not import

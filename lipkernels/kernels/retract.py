@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
+import torch
 from torch import Tensor
 
 from lipkernels.kernels.cpu import retract as cpu
+from lipkernels.kernels.formats import by_format
+from lipkernels.kernels.lazy import from_triton
 from lipkernels.kernels.precision import without_autocast
 from lipkernels.reference import retract as reference
+
+Retract = Callable[[list[Tensor], list[float]], None]
+Project = Callable[[list[Tensor], list[Tensor], list[float]], list[Tensor]]
 
 
 def _each(batch: Tensor) -> list[Tensor]:
@@ -27,6 +35,43 @@ def _project_reference(
     return [reference.project(*parts) for parts in zip(grads, weights, scales, strict=True)]
 
 
+_narrow_retract = from_triton("retract", "retract")
+_narrow_project = from_triton("retract", "project")
+
+
+def _retract_triton(weights: list[Tensor], scales: list[float]) -> None:
+    wide = [i for i, w in enumerate(weights) if w.dtype == torch.float64]
+    _retract_reference([weights[i] for i in wide], [scales[i] for i in wide])
+    others = [i for i in range(len(weights)) if i not in wide]
+    if others:
+        chosen = [weights[i] for i in others]
+        results = _narrow_retract(chosen, [scales[i] for i in others])
+        for w, result in zip(chosen, results, strict=True):
+            w.copy_(result)
+
+
+def _project_triton(
+    grads: list[Tensor], weights: list[Tensor], scales: list[float]
+) -> list[Tensor]:
+    def run(project: Project) -> Callable[[list[int]], list[Tensor]]:
+        return lambda members: project(
+            [grads[i] for i in members],
+            [weights[i] for i in members],
+            [scales[i] for i in members],
+        )
+
+    wider = [g if g.dtype == torch.float64 else w for g, w in zip(grads, weights, strict=True)]
+    return by_format(wider, run(_project_reference), run(_narrow_project))
+
+
 # In place, on contiguous weights: the only op of this package that is, for an optimizer's step.
-RETRACT = {"reference": _retract_reference, "cpu": without_autocast(cpu.retract)}
-PROJECT = {"reference": _project_reference, "cpu": without_autocast(cpu.project)}
+RETRACT: dict[str, Retract] = {
+    "reference": _retract_reference,
+    "cpu": without_autocast(cpu.retract),
+    "triton": _retract_triton,
+}
+PROJECT: dict[str, Project] = {
+    "reference": _project_reference,
+    "cpu": without_autocast(cpu.project),
+    "triton": _project_triton,
+}

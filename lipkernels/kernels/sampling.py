@@ -3,6 +3,7 @@
 from torch import Tensor
 from torch.library import custom_op
 
+from lipkernels.kernels.lazy import from_triton
 from lipkernels.reference import sampling as reference
 
 
@@ -25,8 +26,26 @@ def _owned(out: Tensor, x: Tensor) -> Tensor:
     return out.clone() if out.data_ptr() == x.data_ptr() else out
 
 
-SPACE_TO_DEPTH = {"reference": _space_to_depth_reference}
-DEPTH_TO_SPACE = {"reference": _depth_to_space_reference}
+_move_to_depth = from_triton("sampling", "space_to_depth")
+_move_to_space = from_triton("sampling", "depth_to_space")
+
+
+def _space_to_depth_triton(
+    x: Tensor, ph: int, pw: int, mode: str, channels_last: bool, scale: float
+) -> Tensor:
+    move = _space_to_depth_reference if x.is_complex() else _move_to_depth
+    return move(x, ph, pw, mode, channels_last, scale)
+
+
+def _depth_to_space_triton(
+    x: Tensor, ph: int, pw: int, mode: str, channels_last: bool, scale: float
+) -> Tensor:
+    move = _depth_to_space_reference if x.is_complex() else _move_to_space
+    return move(x, ph, pw, mode, channels_last, scale)
+
+
+SPACE_TO_DEPTH = {"reference": _space_to_depth_reference, "triton": _space_to_depth_triton}
+DEPTH_TO_SPACE = {"reference": _depth_to_space_reference, "triton": _depth_to_space_triton}
 
 
 @custom_op("lipkernels::space_to_depth", mutates_args=())

@@ -1,7 +1,8 @@
 """``lipkernels::group_sort`` and the permutation it saves, forward and transposed.
 
 gather and scatter are each other's gradient: the sort can be differentiated any number of times,
-as a gradient penalty needs.
+as a gradient penalty needs. The permutation is an index within the group for each element, in the
+smallest format that holds it; Triton keeps one bit for each pair.
 """
 
 from typing import Any
@@ -12,11 +13,24 @@ from torch.library import custom_op
 
 from lipkernels.kernels.cpu import sorting as cpu
 from lipkernels.kernels.eager import is_plain_eager
+from lipkernels.kernels.lazy import from_triton
 from lipkernels.reference import sorting as reference
 
-FORWARD = {"reference": reference.group_sort, "cpu": cpu.group_sort}
-GATHER = {"reference": reference.gather_groups, "cpu": cpu.gather_groups}
-SCATTER = {"reference": reference.scatter_groups, "cpu": cpu.scatter_groups}
+FORWARD = {
+    "reference": reference.group_sort,
+    "cpu": cpu.group_sort,
+    "triton": from_triton("sorting", "group_sort"),
+}
+GATHER = {
+    "reference": reference.gather_groups,
+    "cpu": cpu.gather_groups,
+    "triton": from_triton("sorting", "gather_groups"),
+}
+SCATTER = {
+    "reference": reference.scatter_groups,
+    "cpu": cpu.scatter_groups,
+    "triton": from_triton("sorting", "scatter_groups"),
+}
 
 
 @custom_op("lipkernels::group_sort", mutates_args=())
@@ -27,6 +41,8 @@ def group_sort_op(x: Tensor, group_size: int, dim: int, backend: str) -> tuple[T
 
 @group_sort_op.register_fake
 def _(x: Tensor, group_size: int, dim: int, backend: str) -> tuple[Tensor, Tensor]:
+    if backend == "triton" and group_size == 2:  # one bit for each pair
+        return x.new_empty(x.shape), x.new_empty(((x.numel() + 15) // 16,), dtype=torch.uint8)
     return x.new_empty(x.shape), x.new_empty(x.shape, dtype=reference.index_dtype(group_size))
 
 

@@ -1,15 +1,19 @@
 """``lipkernels::spectral_normalize``: scale * W / sigma_max(W); ``lipkernels::power_iteration``."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 from torch.library import custom_op
 
+from lipkernels.kernels.formats import by_format
+from lipkernels.kernels.lazy import from_triton
 from lipkernels.kernels.precision import without_autocast
 from lipkernels.reference import spectral as reference
 from lipkernels.reference.rounding import scale_and_round
 from lipkernels.reference.scaling import saturated, to_unit_magnitude
 
-SAVED_PER_WEIGHT = 3  # sigma (of the unit-magnitude weight), u, v
+SAVED_PER_WEIGHT = 3  # sigma (of the unit-magnitude weight; triton: of the weight), u, v
 
 
 def fake_triplets(weights: list[Tensor]) -> list[Tensor]:
@@ -64,9 +68,77 @@ def _power_iteration_reference(
     return sigmas, [u.clone() for u in lefts], rights
 
 
-FORWARD = {"reference": _forward_reference}
-BACKWARD = {"reference": _backward_reference}
-POWER_ITERATION = {"reference": _power_iteration_reference}
+_narrow_forward = from_triton("spectral", "forward")
+_narrow_backward = from_triton("spectral", "backward")
+_narrow_power_iteration = from_triton("power", "power_iteration")
+
+
+def _saved_of(saved: list[Tensor], i: int) -> list[Tensor]:
+    return saved[SAVED_PER_WEIGHT * i : SAVED_PER_WEIGHT * (i + 1)]
+
+
+def _forward_triton(
+    weights: list[Tensor],
+    us: list[Tensor],
+    scales: list[float],
+    dtype: torch.dtype,
+    max_iter: int,
+    tol: float,
+) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+    def parts(
+        members: list[int], out: tuple[list[Tensor], ...]
+    ) -> list[tuple[Tensor, Tensor, list[Tensor]]]:
+        results, new_us, saved = out
+        return [(results[k], new_us[k], _saved_of(saved, k)) for k in range(len(members))]
+
+    def chosen(members: list[int]) -> tuple[list[Tensor], list[Tensor], list[float]]:
+        return (
+            [weights[i] for i in members],
+            [us[i] for i in members],
+            [scales[i] for i in members],
+        )
+
+    found = by_format(
+        weights,
+        lambda members: parts(members, _forward_reference(*chosen(members), dtype, max_iter, tol)),
+        lambda members: parts(members, _narrow_forward(*chosen(members), dtype)),
+    )
+    results, new_us, saved = (list(part) for part in zip(*found, strict=True))
+    return results, new_us, [tensor for triplet in saved for tensor in triplet]
+
+
+def _backward_triton(
+    grads: list[Tensor], weights: list[Tensor], saved: list[Tensor], scales: list[float]
+) -> list[Tensor]:
+    def run(backward: Callable[..., list[Tensor]]) -> Callable[[list[int]], list[Tensor]]:
+        return lambda members: backward(
+            [grads[i] for i in members],
+            [weights[i] for i in members],
+            [tensor for i in members for tensor in _saved_of(saved, i)],
+            [scales[i] for i in members],
+        )
+
+    return by_format(weights, run(_backward_reference), run(_narrow_backward))
+
+
+def _power_iteration_triton(
+    weights: list[Tensor], us: list[Tensor], n_iter: int
+) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+    def run(power_iteration: Callable[..., tuple[list[Tensor], ...]]):
+        def call(members: list[int]) -> list[tuple[Tensor, ...]]:
+            parts = power_iteration([weights[i] for i in members], [us[i] for i in members], n_iter)
+            return list(zip(*parts, strict=True))
+
+        return call
+
+    found = by_format(weights, run(_power_iteration_reference), run(_narrow_power_iteration))
+    sigmas, lefts, rights = (list(part) for part in zip(*found, strict=True))
+    return sigmas, lefts, rights
+
+
+FORWARD = {"reference": _forward_reference, "triton": _forward_triton}
+BACKWARD = {"reference": _backward_reference, "triton": _backward_triton}
+POWER_ITERATION = {"reference": _power_iteration_reference, "triton": _power_iteration_triton}
 
 
 @custom_op("lipkernels::spectral_normalize", mutates_args=())

@@ -1,0 +1,40 @@
+"""What each family of Triton kernels builds: a list ``BUILDS`` for tests/test_triton_builds.py."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+# Of one program: what a multiprocessor lends it on sm_80, sm_90 and sm_100, less what is reserved.
+SHARED_MEMORY = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024}
+
+
+@dataclass(frozen=True)
+class Build:
+    """One kernel with the constants that its launcher gives it, and what the machine code may use.
+
+    ``signature`` has a type for each argument that is not a constant ("*fp32", "i32", ...).
+    Pointers are 16-byte aligned, as torch's allocations are; ``divisible`` names the integers that
+    a launcher knows to be multiples of 16. ``registers`` is a limit for a thread, ``shared`` one in
+    bytes for a program (None: what the architecture has). ``wide_loads``: global memory is read and
+    written 16 bytes at a time, but for the arguments' own tables; ``narrow`` is how many narrower
+    accesses the code may have besides. ``architectures``: 80, 90, 100, or some of them.
+    """
+
+    kernel: Any
+    signature: Mapping[str, str]
+    constants: Mapping[str, Any]
+    num_warps: int = 4
+    num_stages: int = 3
+    registers: int = 255
+    shared: int | None = None
+    wide_loads: bool = False
+    narrow: int = 0
+    divisible: tuple[str, ...] = ()
+    architectures: tuple[int, ...] = (80, 90, 100)
+    name: str = field(default="", compare=False)
+
+    def __str__(self) -> str:
+        name = self.name or "-".join(f"{k}{v}" for k, v in self.constants.items())
+        return f"{self.kernel.__name__}-{name}"
