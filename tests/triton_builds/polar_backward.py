@@ -55,11 +55,12 @@ def _builds():
         (products.WITH_DESCRIPTORS, (90, 100)),
     ):
         for kernel, signature, constants in _PRODUCTS:
+            finish = {"num_stages": kernels.FINISH_STAGES} if kernel is kernels.finish else {}
             yield Build(
                 kernel,
                 signature,
                 {**constants, **tiling.constants},
-                **tiling.options,
+                **tiling.options | finish,
                 wide_loads=True,
                 narrow=200,
                 registers=255,

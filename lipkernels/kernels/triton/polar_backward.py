@@ -70,6 +70,7 @@ from lipkernels.kernels.triton.workspace import (
 
 SMITH = 7
 INVERSE = 7
+FINISH_STAGES = 2  # of its three loops: with a third sm_100 has too little shared memory
 SAVED_PER_WEIGHT = 3  # factor, spectrum, scalars: see `lipkernels.kernels.polar`
 _UNSCALE = tl.constexpr(1.0 / (128.0 * 128.0))
 _R_SCALE = tl.constexpr(32.0)  # Y - Q T of a weight that has lost a rank reaches 850
@@ -450,7 +451,7 @@ class _Backward:
             finish, len(tiles),
             self.out[0], self.inputs[3][0], self.inputs[4][0], self.table, tiles, places,
             self.scales, self.hi, self.lo, self.units, self.squares, v_slot, limit, self.n,
-            WIDTH=3, ALIGNED=aligned, LANES=LANES, **self.built,
+            WIDTH=3, ALIGNED=aligned, LANES=LANES, **self.built | {"num_stages": FINISH_STAGES},
         )  # fmt: skip
 
     def run(self) -> None:
