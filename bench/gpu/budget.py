@@ -1,4 +1,4 @@
-"""A time limit for everything, split over steps that may leave some of their share to the others."""
+"""A time limit for everything, split over steps; what one leaves is shared by those after it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Who computes constrained weights: our backends, the reference, the other libraries, a baseline."""
+"""Who constrains weights: our backends, the reference, the other libraries, a strong baseline."""
 
 from __future__ import annotations
 
@@ -50,9 +50,7 @@ def exact(
     function: Function, inputs: Sequence[Tensor], cotangents: Sequence[Tensor]
 ) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
     """Results and gradients of the reference in float64; no cotangents: no gradients."""
-    wide = work(
-        function, REFERENCE, [x.double() for x in inputs], [g.double() for g in cotangents]
-    )
+    wide = work(function, REFERENCE, [x.double() for x in inputs], [g.double() for g in cotangents])
     return wide.both() if cotangents else (wide.forward(), ())
 
 

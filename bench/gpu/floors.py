@@ -1,9 +1,9 @@
 """The least time that an op could take: bytes over the copy's rate, products over the matrix rate.
 
 Bytes: each input read once, each output written once. Products: those of the cheapest algorithm
-that we know for weights of condition 4, in three passes of halves each (what float32 accuracy costs
-on tensor cores), symmetric ones at half price. Where another algorithm needs fewer, the floor is too
-high: it is an estimate of what is possible, and not a bound.
+that we know for weights of condition 4, in three passes of halves each (what float32 accuracy
+costs on tensor cores), symmetric ones at half price. Where another algorithm needs fewer, the floor
+is too high: it is an estimate of what is possible, and not a bound.
 """
 
 from __future__ import annotations

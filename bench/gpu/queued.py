@@ -1,4 +1,4 @@
-"""Times on a device: calls are queued, CUDA events stand before and after them, one wait at the end.
+"""Times on a device: calls are queued between two CUDA events, and waited for once, at the end.
 
 Inputs rotate: so many copies of a contender's work that the second-level cache holds none of them
 when its turn comes again. A CUDA graph holds all copies one after the other, and is replayed.

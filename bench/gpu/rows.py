@@ -43,7 +43,7 @@ def _outputs(work: Work, passes: Sequence[str]) -> tuple[Sequence[Tensor], Seque
 
 
 class _Entry:
-    """A contender under one name: a caller for each pass, and what it computed of the first copy."""
+    """A contender under one name: a caller for each pass, and what it made of the first copy."""
 
     def __init__(
         self, works: Sequence[Work], passes: Sequence[str], graph: bool, contender: Contender

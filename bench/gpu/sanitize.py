@@ -1,6 +1,6 @@
 """Every op once, forward and backward, at small ragged shapes: what compute-sanitizer watches.
 
-    compute-sanitizer --tool racecheck python -m bench.gpu.sanitize
+compute-sanitizer --tool racecheck python -m bench.gpu.sanitize
 """
 
 from __future__ import annotations

@@ -49,7 +49,6 @@ MODELS: dict[str, tuple[Shape, ...]] = {
 }
 TINY_MODELS: dict[str, tuple[Shape, ...]] = {
     "ragged": ((4, 6), (8, 3), (5, 5)),
-    "2 x 4x4": ((4, 4),) * 2,
 }
 
 

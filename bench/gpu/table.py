@@ -23,13 +23,20 @@ from bench.gpu.attempts import attempt
 Row = dict[str, Any]
 
 
-def options(module: str, what: str, argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """The arguments that every step takes."""
+def options(
+    module: str,
+    what: str,
+    argv: Sequence[str] | None = None,
+    more: Callable[[argparse.ArgumentParser], object] | None = None,
+) -> argparse.Namespace:
+    """The arguments that every step takes; ``more`` adds others."""
     p = argparse.ArgumentParser(prog=f"python -m bench.gpu.{module}", description=what)
     p.add_argument("--out", type=Path, required=True, help="folder of results")
     p.add_argument("--device", default="cuda", help="cuda, cuda:N or cpu (default: cuda)")
     p.add_argument("--dry-run", action="store_true", help="tiny shapes: shows that it works")
     p.add_argument("--seconds", type=float, default=120.0, help="no row begins later than this")
+    if more is not None:
+        more(p)
     arguments = sys.argv[1:] if argv is None else list(argv)
     found = p.parse_args(arguments)
     found.command = shlex.join(["python", "-m", f"bench.gpu.{module}", *arguments])
