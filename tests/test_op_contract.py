@@ -380,6 +380,9 @@ def data_op_calls():
         yield sorting_ops.scatter_groups, (image, index, 4, 3, "reference")
         pool = ([2, 3], [2, 2], [1, 0], True, 1e-6, "reference")
         yield pooling_ops.l2_norm_pool2d, (image, *pool)
+        pooled = pooling_ops.l2_norm_pool2d(image.detach(), *pool)
+        backward = (torch.ones_like(pooled), image.detach(), pooled, *pool)
+        yield pooling_ops.l2_norm_pool2d_backward, backward
 
 
 OPCHECKS = [*weight_op_calls(), *data_op_calls()]

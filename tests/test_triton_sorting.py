@@ -128,8 +128,8 @@ def test_gradients_of_any_order():
         def cubed(t, size=size, dim=dim):
             return F.group_sort(t**3, size, dim, backend="triton")
 
-        assert torch.autograd.gradcheck(cubed, x)
-        assert torch.autograd.gradgradcheck(cubed, x)
+        assert torch.autograd.gradcheck(cubed, x, fast_mode=True)
+        assert torch.autograd.gradgradcheck(cubed, x, fast_mode=True)
 
 
 def test_op_and_its_fake_agree():

@@ -7,18 +7,31 @@ import importlib
 from collections.abc import Callable
 from typing import Any
 
+import torch
+from torch import Tensor
+
+
+def _is_elsewhere(first: Tensor | list[Tensor]) -> bool:
+    """Whether the tensors of a call are on another GPU than the current one."""
+    device = (first if isinstance(first, Tensor) else first[0]).device
+    return device.type == "cuda" and device.index != torch.cuda.current_device()
+
 
 def from_triton(family: str, name: str) -> Callable[..., Any]:
     """``lipkernels.kernels.triton.<family>.<name>``; importing it imports Triton.
 
-    `lipkernels.backends` calls it only where Triton is installed.
+    `lipkernels.backends` calls it only where Triton is installed. Triton launches on the current
+    device, which a call makes that of its first argument: a tensor, or a list with at least one.
     """
 
     @functools.cache
     def loaded() -> Callable[..., Any]:
         return getattr(importlib.import_module(f"lipkernels.kernels.triton.{family}"), name)
 
-    def call(*args: Any) -> Any:
-        return loaded()(*args)
+    def call(first: Tensor | list[Tensor], *args: Any) -> Any:
+        if _is_elsewhere(first):
+            with torch.cuda.device((first if isinstance(first, Tensor) else first[0]).device):
+                return loaded()(first, *args)
+        return loaded()(first, *args)
 
     return call

@@ -11,6 +11,7 @@ Saved for backward beside W and the result, with m the smaller side of W:
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -19,12 +20,19 @@ from torch.library import custom_op
 
 from lipkernels.kernels.cpu import polar as cpu
 from lipkernels.kernels.eager import is_plain_eager
+from lipkernels.kernels.formats import by_format
+from lipkernels.kernels.lazy import from_triton
 from lipkernels.kernels.precision import without_autocast
 from lipkernels.reference import polar as reference
 from lipkernels.reference.rounding import scale_and_round
 from lipkernels.reference.scaling import compute_dtype, saturated
 
 SAVED_PER_WEIGHT = 3
+
+Forward = Callable[[list[Tensor], list[float], torch.dtype], tuple[list[Tensor], list[Tensor]]]
+Backward = Callable[
+    [list[Tensor], list[Tensor], list[Tensor], list[Tensor], list[float]], list[Tensor]
+]
 
 
 @without_autocast
@@ -65,60 +73,64 @@ def _backward_reference(
     return out
 
 
-def _by_format(weights: list[Tensor]) -> tuple[list[int], list[int]]:
-    """Positions of the float64 weights, which the C++ library does not take, and of the others."""
-    wide = [i for i, w in enumerate(weights) if w.dtype == torch.float64]
-    return wide, [i for i, w in enumerate(weights) if w.dtype != torch.float64]
-
-
 def _saved_of(saved: list[Tensor], i: int) -> list[Tensor]:
     return saved[SAVED_PER_WEIGHT * i : SAVED_PER_WEIGHT * (i + 1)]
 
 
-def _forward_cpu(
-    weights: list[Tensor], scales: list[float], dtype: torch.dtype
-) -> tuple[list[Tensor], list[Tensor]]:
-    wide, others = _by_format(weights)
-    if not wide:
-        return cpu.forward(weights, scales, dtype)
-    parts: dict[int, tuple[Tensor, list[Tensor]]] = {}
-    for run, members in ((_forward_reference, wide), (cpu.forward, others)):
-        if not members:
-            continue
-        results, saved = run([weights[i] for i in members], [scales[i] for i in members], dtype)
-        for k, i in enumerate(members):
-            parts[i] = (results[k], _saved_of(saved, k))
-    ordered = [parts[i] for i in range(len(weights))]
-    return [result for result, _ in ordered], [t for _, saved in ordered for t in saved]
+def _forward_of_both(narrow: Forward) -> Forward:
+    """``narrow``, and the reference for weights in float64."""
+
+    def forward(
+        weights: list[Tensor], scales: list[float], dtype: torch.dtype
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        def run(one: Forward) -> Callable[[list[int]], list[tuple[Tensor, list[Tensor]]]]:
+            def of(members: list[int]) -> list[tuple[Tensor, list[Tensor]]]:
+                chosen = [weights[i] for i in members]
+                results, saved = one(chosen, [scales[i] for i in members], dtype)
+                return [(result, _saved_of(saved, k)) for k, result in enumerate(results)]
+
+            return of
+
+        pairs = by_format(weights, run(_forward_reference), run(narrow))
+        return [result for result, _ in pairs], [t for _, saved in pairs for t in saved]
+
+    return forward
 
 
-def _backward_cpu(
-    grads: list[Tensor],
-    weights: list[Tensor],
-    results: list[Tensor],
-    saved: list[Tensor],
-    scales: list[float],
-) -> list[Tensor]:
-    wide, others = _by_format(weights)
-    if not wide:
-        return cpu.backward(grads, weights, results, saved, scales)
-    out: dict[int, Tensor] = {}
-    for run, members in ((_backward_reference, wide), (cpu.backward, others)):
-        if not members:
-            continue
-        gradients = run(
-            [grads[i] for i in members],
-            [weights[i] for i in members],
-            [results[i] for i in members],
-            [t for i in members for t in _saved_of(saved, i)],
-            [scales[i] for i in members],
-        )
-        out.update(zip(members, gradients, strict=True))
-    return [out[i] for i in range(len(weights))]
+def _backward_of_both(narrow: Backward) -> Backward:
+    """``narrow``, and the reference for weights in float64."""
+
+    def backward(
+        grads: list[Tensor],
+        weights: list[Tensor],
+        results: list[Tensor],
+        saved: list[Tensor],
+        scales: list[float],
+    ) -> list[Tensor]:
+        def run(one: Backward) -> Callable[[list[int]], list[Tensor]]:
+            return lambda members: one(
+                [grads[i] for i in members],
+                [weights[i] for i in members],
+                [results[i] for i in members],
+                [t for i in members for t in _saved_of(saved, i)],
+                [scales[i] for i in members],
+            )
+
+        return by_format(weights, run(_backward_reference), run(narrow))
+
+    return backward
 
 
-FORWARD = {"reference": _forward_reference, "cpu": _forward_cpu}
-BACKWARD = {"reference": _backward_reference, "cpu": _backward_cpu}
+FORWARD: dict[str, Forward] = {
+    "reference": _forward_reference,
+    "cpu": _forward_of_both(cpu.forward),
+    "triton": _forward_of_both(from_triton("polar", "forward")),
+}
+BACKWARD: dict[str, Backward] = {
+    "reference": _backward_reference,
+    "cpu": _backward_of_both(cpu.backward),
+    "triton": _backward_of_both(from_triton("polar_backward", "backward")),
+}
 
 
 @custom_op("lipkernels::polar_factor", mutates_args=())

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
 from lipkernels.kernels.cpu import retract as cpu
+from lipkernels.kernels.formats import by_format
+from lipkernels.kernels.lazy import from_triton
 from lipkernels.kernels.precision import without_autocast
 from lipkernels.reference import retract as reference
+
+Retract = Callable[[list[Tensor], list[float]], list[Tensor]]
+Project = Callable[[list[Tensor], list[Tensor], list[float]], list[Tensor]]
 
 
 def _each(batch: Tensor) -> list[Tensor]:
@@ -29,5 +36,38 @@ def _project_reference(
     return [reference.project(*parts) for parts in zip(grads, weights, scales, strict=True)]
 
 
-RETRACT = {"reference": _retract_reference, "cpu": without_autocast(cpu.retract)}
-PROJECT = {"reference": _project_reference, "cpu": without_autocast(cpu.project)}
+_narrow_retract = from_triton("retract", "retract")
+_narrow_project = from_triton("retract", "project")
+
+
+def _retract_triton(weights: list[Tensor], scales: list[float]) -> list[Tensor]:
+    def run(retract: Retract) -> Callable[[list[int]], list[Tensor]]:
+        return lambda members: retract([weights[i] for i in members], [scales[i] for i in members])
+
+    return by_format(weights, run(_retract_reference), run(_narrow_retract))
+
+
+def _project_triton(
+    grads: list[Tensor], weights: list[Tensor], scales: list[float]
+) -> list[Tensor]:
+    def run(project: Project) -> Callable[[list[int]], list[Tensor]]:
+        return lambda members: project(
+            [grads[i] for i in members],
+            [weights[i] for i in members],
+            [scales[i] for i in members],
+        )
+
+    wider = [g if g.dtype == torch.float64 else w for g, w in zip(grads, weights, strict=True)]
+    return by_format(wider, run(_project_reference), run(_narrow_project))
+
+
+RETRACT: dict[str, Retract] = {
+    "reference": _retract_reference,
+    "cpu": without_autocast(cpu.retract),
+    "triton": _retract_triton,
+}
+PROJECT: dict[str, Project] = {
+    "reference": _project_reference,
+    "cpu": without_autocast(cpu.project),
+    "triton": _project_triton,
+}

@@ -85,9 +85,9 @@ def _forward_triton(
     max_iter: int,
     tol: float,
 ) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
-    Part = tuple[Tensor, Tensor, list[Tensor]]
-
-    def parts(members: list[int], out: tuple[list[Tensor], ...]) -> list[Part]:
+    def parts(
+        members: list[int], out: tuple[list[Tensor], ...]
+    ) -> list[tuple[Tensor, Tensor, list[Tensor]]]:
         results, new_us, saved = out
         return [(results[k], new_us[k], _saved_of(saved, k)) for k in range(len(members))]
 

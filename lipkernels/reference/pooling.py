@@ -16,6 +16,7 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch._prims_common import suggest_memory_format
 
 
 def sum_pool2d(
@@ -31,6 +32,13 @@ def mean_pool2d(
     """:func:`sum_pool2d` over the size of a whole window, at the border too."""
     window = (list(kernel), list(stride), list(padding))
     return F.avg_pool2d(x, *window, ceil_mode, divisor_override=math.prod(kernel))
+
+
+def memory_format(x: Tensor) -> torch.memory_format:
+    """Of a pool's result: channels last where the image has its channels last in memory."""
+    if x.dim() == 4 and not x.is_contiguous():
+        return suggest_memory_format(torch.empty_like(x, device="meta"))
+    return torch.contiguous_format
 
 
 def l2_norm_pool2d(

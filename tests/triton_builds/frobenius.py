@@ -1,8 +1,7 @@
 """Of `lipkernels.kernels.triton.frobenius`: aligned and unaligned groups, float32 and bfloat16."""
 
-from triton_builds import Build
-
 from lipkernels.kernels.triton import frobenius as kernels
+from triton_builds import Build
 
 _TABLES = {"table": "*i64", "tiles": "*i32", "places": "*i64"}
 

@@ -25,7 +25,7 @@ BUILDS = [
     Build(
         kernels.gram_parts,
         {"x": "*fp32", "parts": "*fp64", **_TABLES},
-        {**_SIZES, "DEPTH": _DEPTH, "SPLIT": kernels.SPLIT},
+        {**_SIZES, "DEPTH": _DEPTH},
         num_warps=kernels.WARPS,
         registers=168,
         wide_loads=True,

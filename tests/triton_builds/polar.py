@@ -21,7 +21,7 @@ _PRODUCTS = [
     *(
         (
             polar.polynomial,
-            {**_TABLES, "coefficients": "*fp32", **_PLANES, **_STATES, **_SUMS},
+            {**_TABLES, "coefficients": "*fp32", **_PLANES, **_STATES, "last": "i32", **_SUMS},
             {"FIRST": first, **_LANES},
         )
         for first in (True, False)

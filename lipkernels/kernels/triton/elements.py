@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from contextlib import AbstractContextManager
+from typing import Any
 
 import torch
 import triton
@@ -18,6 +19,11 @@ _INTERPRETED = tl.constexpr(backends.is_interpreted())
 def on_device(device: torch.device) -> AbstractContextManager:
     """Triton launches on the current device, which need not be the tensors'."""
     return torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()
+
+
+def launch(kernel: Any, programs: int, *arguments: Any, **settings: Any) -> None:
+    """``kernel[(programs,)](...)``."""
+    kernel[(programs,)](*arguments, **settings)
 
 
 @triton.jit

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from lipkernels.kernels.triton.elements import (
     block_at,
+    launch,
     narrowed,
     on_device,
     part_of,
@@ -233,18 +234,38 @@ def forward(
         with on_device(shapes.device):
             if per_row:
                 table, tiles = _by_rows(shapes)
-                normalize_rows[(len(tiles),)](
-                    chosen[0], outs[0], table, tiles, places, factors, **BY_ROWS, **settings
+                launch(
+                    normalize_rows,
+                    len(tiles),
+                    chosen[0],
+                    outs[0],
+                    table,
+                    tiles,
+                    places,
+                    factors,
+                    **BY_ROWS,
+                    **settings,
                 )
                 continue
             table, tiles = blocks_of(shapes)
             squares = torch.empty(len(tiles), dtype=torch.float64, device=shapes.device)
-            partial_sums[(len(tiles),)](
+            launch(
+                partial_sums, len(tiles),
                 chosen[0], chosen[0], table, tiles, places, squares, squares,
                 HAS_GRADS=False, WIDTH=2, BLOCK=WHOLE["BLOCK"], **settings,
             )  # fmt: skip
-            normalize[(len(tiles),)](
-                chosen[0], outs[0], table, tiles, places, factors, squares, **WHOLE, **settings
+            launch(
+                normalize,
+                len(tiles),
+                chosen[0],
+                outs[0],
+                table,
+                tiles,
+                places,
+                factors,
+                squares,
+                **WHOLE,
+                **settings,
             )
     return results
 
@@ -266,17 +287,27 @@ def backward(
         with on_device(shapes.device):
             if per_row:
                 table, tiles = _by_rows(shapes)
-                differentiate_rows[(len(tiles),)](
-                    *first, table, tiles, places, numbers, limit, **BY_ROWS, **settings
+                launch(
+                    differentiate_rows,
+                    len(tiles),
+                    *first,
+                    table,
+                    tiles,
+                    places,
+                    numbers,
+                    limit,
+                    **BY_ROWS,
+                    **settings,
                 )
                 continue
             table, tiles = blocks_of(shapes)
             sums = torch.empty((2, len(tiles)), dtype=torch.float64, device=shapes.device)
-            partial_sums[(len(tiles),)](
-                *first[:2], table, tiles, places, sums[0], sums[1],
+            launch(
+                partial_sums, len(tiles), *first[:2], table, tiles, places, sums[0], sums[1],
                 HAS_GRADS=True, WIDTH=3, BLOCK=WHOLE["BLOCK"], **settings,
             )  # fmt: skip
-            differentiate[(len(tiles),)](
+            launch(
+                differentiate, len(tiles),
                 *first, table, tiles, places, numbers, sums[0], sums[1], limit,
                 **WHOLE, **settings,
             )  # fmt: skip

@@ -22,6 +22,7 @@ twice the sum of it all. For 512 x 4608 it is 6e-10.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -31,19 +32,20 @@ import triton.language as tl
 from torch import Tensor
 
 from lipkernels.kernels.triton import packing
-from lipkernels.kernels.triton.elements import on_device, sum_of
+from lipkernels.kernels.triton.elements import launch, on_device, sum_of
 from lipkernels.kernels.triton.group import ALIGNMENT, Group, offsets
 from lipkernels.kernels.triton.power import inverse_or_zero
 
 SIDE = packing.TILE["ROWS"]  # of the tiles of G and its powers
-DEPTH = 16  # of one product of tiles
-SPLIT = 1024  # columns of X that one program of gram_parts sums over
+DEPTH = 16  # of one product of tiles, a divisor of the padding of X
+SPLIT = 1024  # columns of X that one program of gram_parts sums over, at least
+PROGRAMS = 256  # of one matrix in gram_parts, where it has fewer tiles
 LANES = 128
 SQUARINGS = 25
 HISTORY = 32  # numbers kept for each matrix, more than SQUARINGS
 RANK_ONE = 1e-12  # 1 - |B|_F^2: the second eigenvalue is 1e-6 of the first, squared once more
 WARPS = 4
-COLUMNS_OF_TABLE = 8  # of the table of Plan
+COLUMNS_OF_TABLE = 8  # of Tables.matrices
 
 
 # table: offsets / UNIT of X, of its power, of its vector; m, n, leading dimension of X / UNIT;
@@ -51,25 +53,27 @@ COLUMNS_OF_TABLE = 8  # of the table of Plan
 @triton.jit
 def gram_parts(
     x, parts, table, tiles, skip,
-    UNIT: tl.constexpr, WIDTH: tl.constexpr, SPLIT: tl.constexpr,
-    SIDE: tl.constexpr, DEPTH: tl.constexpr,
+    UNIT: tl.constexpr, WIDTH: tl.constexpr, SIDE: tl.constexpr, DEPTH: tl.constexpr,
 ):  # fmt: skip
-    """One tile of X X^T, summed over some of the columns."""
+    """One tile of X X^T, summed over some of the columns, the last ones all zeros.
+
+    tiles: (matrix, i, j, its part, first column / UNIT, columns)
+    """
     t = tl.program_id(0).to(tl.int64)
-    p = tl.load(tiles + 5 * t).to(tl.int64)
-    i, j, s = tl.load(tiles + 5 * t + 1), tl.load(tiles + 5 * t + 2), tl.load(tiles + 5 * t + 3)
+    p = tl.load(tiles + 6 * t).to(tl.int64)
+    i, j = tl.load(tiles + 6 * t + 1).to(tl.int64), tl.load(tiles + 6 * t + 2).to(tl.int64)
     if tl.load(skip + p) == 0:
         its = table + p * WIDTH
-        columns, leading = tl.load(its + 4), tl.load(its + 5) * UNIT
+        leading = tl.load(its + 5) * UNIT
         side, depth = tl.arange(0, SIDE), tl.arange(0, DEPTH)
-        first = s.to(tl.int64) * SPLIT
+        first = tl.load(tiles + 6 * t + 4) * UNIT
         at = x + tl.load(its) * UNIT + first + side[:, None] * leading + depth[None, :]
         left, right = at + i * SIDE * leading, at + j * SIDE * leading
         tile = tl.zeros((SIDE, SIDE), tl.float64)
-        for k in range(0, tl.minimum(columns - first, SPLIT), DEPTH):  # zeros beyond n
+        for k in range(0, tl.load(tiles + 6 * t + 5), DEPTH):
             a, b = tl.load(left + k).to(tl.float64), tl.load(right + k).to(tl.float64)
             tile = tl.dot(a, tl.trans(b), tile, out_dtype=tl.float64)
-        part = tl.load(its + 6) + tl.load(tiles + 5 * t + 4)
+        part = tl.load(its + 6) + tl.load(tiles + 6 * t + 3)
         tl.store(parts + part * (SIDE * SIDE) + side[:, None] * SIDE + side[None, :], tile)
 
 
@@ -95,7 +99,7 @@ def _bound(first, log, allowance):
     return tl.where(first < float("inf"), sigma, float("nan"))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["squarings"])
 def small_tops(
     parts, sigmas, vectors, table, tiles, skip, allowances, squarings,
     UNIT: tl.constexpr, WIDTH: tl.constexpr, SIDE: tl.constexpr, RANK_ONE: tl.constexpr,
@@ -164,7 +168,7 @@ def gram_sums(
         tl.store(squares + tl.load(its + 7) + number, weight * tl.sum(tile * tile))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["k"])
 def square(
     powers, results, squares, new_squares, history, done, table, tiles, skip, k,
     UNIT: tl.constexpr, WIDTH: tl.constexpr, SIDE: tl.constexpr, DEPTH: tl.constexpr,
@@ -204,7 +208,7 @@ def square(
             tl.store(new_squares + tl.load(its + 7) + number, weight * tl.sum(tile * tile))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["squarings"])
 def tops(
     even, odd, even_squares, odd_squares, sigmas, vectors, history, done, table, tiles, skip,
     allowances, squarings,
@@ -262,20 +266,32 @@ def tops(
 
 
 # ------------------------------------------------------------------------------------- launcher
-class Plan(NamedTuple):
-    """Tables of a group and sizes of its workspaces; ``None`` where there is nothing to do."""
+class Sizes(NamedTuple):
+    """Of every matrix of a group, and of the workspaces for them all."""
 
-    table: Tensor
+    sides: tuple[tuple[int, int], ...]
+    splits: tuple[int, ...]
+    powers: tuple[int, ...]  # where they begin; small sides of one tile have none
+    vectors: tuple[int, ...]
+    first_parts: tuple[int, ...]
+    first_squares: tuple[int, ...]
+    small: tuple[int, ...]  # positions of the matrices whose small side is one tile
+    large: tuple[int, ...]  # and of the others
+    n_parts: int
+    n_powers: int
+    n_squares: int
+    n_vectors: int
+
+
+class Tables(NamedTuple):
+    """On the device; ``None`` where there is nothing to do."""
+
+    matrices: Tensor
     allowances: Tensor
     parts: Tensor
     small: Tensor | None
     tiles: Tensor | None
     large: Tensor | None
-    n_parts: int
-    n_powers: int
-    n_squares: int
-    n_vectors: int
-    vectors: tuple[int, ...]
 
 
 def _allowance(m: int, n: int) -> float:
@@ -286,76 +302,92 @@ def _triangle(m: int) -> list[tuple[int, int]]:
     return [(i, j) for i in range(-(-m // SIDE)) for j in range(i + 1)]
 
 
-def plan(shapes: Group) -> Plan:
-    """For the wide matrices of a group, packed (see `packing`)."""
+def sizes(shapes: Group) -> Sizes:
+    """Of the wide matrices of a group, packed (see `packing`)."""
     form = packing.layout(shapes, wide=True)
-    sides = form.sides
-    splits = [-(-n // SPLIT) for _, n in sides]
-    triangles = [_triangle(m) for m, _ in sides]
-    is_small = [m <= SIDE for m, _ in sides]
-    powers, n_powers = offsets(
-        [
-            0 if small else rows * rows
-            for small, (rows, _) in zip(is_small, form.padded, strict=True)
-        ]
-    )
-    vectors, n_vectors = offsets([rows for rows, _ in form.padded])
-    counts = [len(t) for t in triangles]
-    first_squares = [sum(counts[:p]) for p in range(len(counts))]
-    part_counts = [c * s for c, s in zip(counts, splits, strict=True)]
-    first_parts = [sum(part_counts[:p]) for p in range(len(counts))]
 
-    def table() -> list[tuple[int, ...]]:
+    def build(_: Sequence[object]) -> Sizes:
+        sides = form.sides
+        counts = [len(_triangle(m)) for m, _ in sides]
+        splits = tuple(
+            max(1, min(-(-n // SPLIT), PROGRAMS // count))
+            for (_, n), count in zip(sides, counts, strict=True)
+        )
+        part_counts = [c * s for c, s in zip(counts, splits, strict=True)]
+        powers, n_powers = offsets([rows**2 if rows > SIDE else 0 for rows, _ in form.padded])
+        vectors, n_vectors = offsets([rows for rows, _ in form.padded])
+        positions = range(len(sides))
+        return Sizes(
+            sides,
+            splits,
+            tuple(powers),
+            tuple(vectors),
+            (0, *itertools.accumulate(part_counts)),
+            (0, *itertools.accumulate(counts)),
+            tuple(p for p in positions if sides[p][0] <= SIDE),
+            tuple(p for p in positions if sides[p][0] > SIDE),
+            sum(part_counts),
+            n_powers,
+            sum(counts),
+            n_vectors,
+        )
+
+    return shapes.plan("norms", build)
+
+
+def tables(shapes: Group) -> Tables:
+    """The tables of the kernels here."""
+    size, form = sizes(shapes), packing.layout(shapes, wide=True)
+
+    def matrices() -> list[tuple[int, ...]]:
         return [
             (
                 form.starts[p] // ALIGNMENT,
-                powers[p] // ALIGNMENT,
-                vectors[p] // ALIGNMENT,
-                *sides[p],
+                size.powers[p] // ALIGNMENT,
+                size.vectors[p] // ALIGNMENT,
+                *sides,
                 form.padded[p][1] // ALIGNMENT,
-                first_parts[p],
-                first_squares[p],
+                size.first_parts[p],
+                size.first_squares[p],
             )
-            for p in range(len(sides))
+            for p, sides in enumerate(size.sides)
         ]
 
     def parts() -> list[tuple[int, ...]]:
-        return [
-            (p, i, j, s, number * splits[p] + s)
-            for p, triangle in enumerate(triangles)
-            for number, (i, j) in enumerate(triangle)
-            for s in range(splits[p])
-        ]
+        found = []
+        for p, ((m, n), splits) in enumerate(zip(size.sides, size.splits, strict=True)):
+            steps = -(-n // DEPTH)
+            ends = [steps * s // splits * DEPTH for s in range(splits + 1)]
+            for number, (i, j) in enumerate(_triangle(m)):
+                for s, (first, end) in enumerate(itertools.pairwise(ends)):
+                    part = number * splits + s
+                    found.append((p, i, j, part, first // ALIGNMENT, end - first))
+        return found
 
     def tiles() -> list[tuple[int, ...]]:
         return [
-            (p, i, j, number, splits[p])
-            for p, triangle in enumerate(triangles)
-            if not is_small[p]
-            for number, (i, j) in enumerate(triangle)
+            (p, i, j, number, size.splits[p])
+            for p in size.large
+            for number, (i, j) in enumerate(_triangle(size.sides[p][0]))
         ]
 
-    def members(small: bool) -> list[int]:
-        return [p for p, it_is in enumerate(is_small) if it_is == small]
+    def allowances() -> list[tuple[float]]:
+        return [(_allowance(m, n),) for m, n in size.sides]
 
-    def build(_: Sequence[object]) -> tuple[int, ...]:
-        return sum(part_counts), n_powers, sum(counts), n_vectors
+    def small() -> list[tuple[int, int]]:
+        return [(p, size.splits[p]) for p in size.small]
 
-    sizes = shapes.plan("norms", build)
+    def large() -> list[tuple[int]]:
+        return [(p,) for p in size.large]
+
     int32 = torch.int32
-    return Plan(
-        shapes.table("norms", torch.int64, table),
-        shapes.table("norms", torch.float64, lambda: [(_allowance(m, n),) for m, n in sides]),
+    return Tables(
+        shapes.table("norms", torch.int64, matrices),
+        shapes.table("norms", torch.float64, allowances),
         shapes.table("norms parts", int32, parts),
-        shapes.table("norms small", int32, lambda: [(p, splits[p]) for p in members(True)])
-        if any(is_small)
-        else None,
-        shapes.table("norms tiles", int32, tiles) if not all(is_small) else None,
-        shapes.table("norms large", int32, lambda: [(p,) for p in members(False)])
-        if not all(is_small)
-        else None,
-        *sizes,
-        tuple(vectors),
+        shapes.table("norms small", int32, small) if size.small else None,
+        shapes.table("norms tiles", int32, tiles) if size.large else None,
+        shapes.table("norms large", int32, large) if size.large else None,
     )
 
 
@@ -367,38 +399,44 @@ def largest_singular_values(
     ``packed`` holds the wide matrices. Those whose entry in ``skip`` (int32) is not zero keep what
     they have in ``sigmas``. ``squarings``: at most this many.
     """
-    on = plan(shapes)
+    on, size = tables(shapes), sizes(shapes)
     device = shapes.device
     kind = {"dtype": torch.float64, "device": device}
-    parts = torch.empty(on.n_parts * SIDE * SIDE, **kind)
-    vectors = torch.empty(on.n_vectors, **kind)
+    parts = torch.empty(size.n_parts * SIDE * SIDE, **kind)
+    vectors = torch.empty(size.n_vectors, **kind)
     settings = {"UNIT": ALIGNMENT, "WIDTH": COLUMNS_OF_TABLE, "SIDE": SIDE, "num_warps": WARPS}
     with on_device(device):
-        gram_parts[(len(on.parts),)](
-            packed, parts, on.table, on.parts, skip, SPLIT=SPLIT, DEPTH=DEPTH, **settings
-        )
+        launch(
+            gram_parts, len(on.parts), packed, parts, on.matrices, on.parts, skip,
+            DEPTH=DEPTH, **settings,
+        )  # fmt: skip
         if on.small is not None:
-            small_tops[(len(on.small),)](
-                parts, sigmas, vectors, on.table, on.small, skip, on.allowances, squarings,
+            launch(
+                small_tops, len(on.small),
+                parts, sigmas, vectors, on.matrices, on.small, skip, on.allowances, squarings,
                 RANK_ONE=RANK_ONE, **settings,
             )  # fmt: skip
         if on.tiles is None or on.large is None:
             return vectors
-        powers = [torch.empty(on.n_powers, **kind) for _ in range(2)]
-        squares = [torch.empty(on.n_squares, **kind) for _ in range(2)]
+        powers = [torch.empty(size.n_powers, **kind) for _ in range(2)]
+        squares = [torch.empty(size.n_squares, **kind) for _ in range(2)]
         history = torch.empty(len(shapes.matrices) * HISTORY, **kind)
         done = torch.zeros(len(shapes.matrices), dtype=torch.int32, device=device)
-        grid = (len(on.tiles),)
-        gram_sums[grid](parts, powers[0], squares[0], on.table, on.tiles, skip, **settings)
+        launch(
+            gram_sums, len(on.tiles), parts, powers[0], squares[0], on.matrices, on.tiles, skip,
+            **settings,
+        )  # fmt: skip
         for k in range(squarings):
             here, there = k % 2, 1 - k % 2
-            square[grid](
+            launch(
+                square, len(on.tiles),
                 powers[here], powers[there], squares[here], squares[there],
-                history, done, on.table, on.tiles, skip, k,
+                history, done, on.matrices, on.tiles, skip, k,
                 DEPTH=DEPTH, LANES=LANES, HISTORY=HISTORY, RANK_ONE=RANK_ONE, **settings,
             )  # fmt: skip
-        tops[(len(on.large),)](
-            *powers, *squares, sigmas, vectors, history, done, on.table, on.large, skip,
+        launch(
+            tops, len(on.large),
+            *powers, *squares, sigmas, vectors, history, done, on.matrices, on.large, skip,
             on.allowances, squarings, LANES=LANES, HISTORY=HISTORY, **settings,
         )  # fmt: skip
     return vectors

@@ -1,12 +1,11 @@
 """Weights of any half or single format, copied into one float32 workspace, exactly.
 
 Every matrix gets whole tiles there, ROWS x COLUMNS, zeros where it ends: the kernels that read it
-over and over need neither masks nor strides, and load 16 bytes at a time. A matrix of twice as
-many rows as columns can be packed transposed, so that the small side comes first.
+over and over need neither masks nor strides, and load 16 bytes at a time. Tall matrices can be
+packed transposed, so that the small side comes first.
 
-A matrix reads, in the table of :func:`layout` (int64):
-    offset / ALIGNMENT, rows, columns, leading dimension / ALIGNMENT, transposed, all of the packed
-    matrix; the number of rows and of columns is that of the weight, the rest is padding.
+A row of :func:`table` (int64) speaks of the matrix as it is packed, without its padding:
+    offset / ALIGNMENT, rows, columns, leading dimension / ALIGNMENT, whether it is transposed
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from lipkernels.kernels.triton.elements import on_device, part_of, widened
+from lipkernels.kernels.triton.elements import launch, on_device, part_of, widened
 from lipkernels.kernels.triton.group import ALIGNMENT, Group, Matrix, offsets
 
 TILE = {"ROWS": 32, "COLUMNS": 128}
@@ -62,7 +61,7 @@ def layout(shapes: Group, wide: bool) -> Layout:
 
 
 def table(shapes: Group, wide: bool) -> Tensor:
-    """The table of :func:`layout` on the device."""
+    """Where :func:`layout` has the matrices, on the device."""
     form = layout(shapes, wide)
 
     def rows() -> list[tuple[int, ...]]:
@@ -119,8 +118,8 @@ def packed(weights: Sequence[Tensor], shapes: Group, wide: bool) -> Tensor:
     )
     eights = aligned and all(m.cols % ALIGNMENT == 0 for m in shapes.matrices)
     with on_device(shapes.device):
-        pack[(len(tiles),)](
-            weights[0], workspace, table(shapes, wide), tiles, places,
+        launch(
+            pack, len(tiles), weights[0], workspace, table(shapes, wide), tiles, places,
             ALIGNED=aligned, EIGHTS=eights, UNIT=ALIGNMENT, WIDTH=WIDTH, **TILE, num_warps=WARPS,
         )  # fmt: skip
     return workspace

@@ -13,6 +13,9 @@ multiples of eight entries, zeros in between: masks of 16 bytes at a time are th
 needed.
 """
 
+# A call of a Triton function has no type; pyright takes those that return tuples for endless.
+# pyright: reportGeneralTypeIssues=false
+
 from __future__ import annotations
 
 import triton

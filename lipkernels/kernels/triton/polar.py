@@ -21,6 +21,9 @@ What sums over a matrix need is added up by the programs of the next launch, eac
 in the same order: no atomics, and equal inputs give equal bits.
 """
 
+# A call of a Triton function has no type; pyright takes those that return tuples for endless.
+# pyright: reportGeneralTypeIssues=false
+
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -31,8 +34,9 @@ import triton.language as tl
 from torch import Tensor
 
 from lipkernels.kernels.triton import planes, schedule
-from lipkernels.kernels.triton.elements import on_device, part_of
+from lipkernels.kernels.triton.elements import launch, on_device, part_of
 from lipkernels.kernels.triton.group import Group, Matrix, group
+from lipkernels.kernels.triton.half import rounded_within
 from lipkernels.kernels.triton.planes import (
     SCALE,
     load_planes,
@@ -72,7 +76,7 @@ from lipkernels.kernels.triton.workspace import (
 from lipkernels.reference.rounding import worst_case_factor
 
 _ENOUGH = tl.constexpr(2e-6)  # |E|_F that only the last polishing is needed for
-_OWN_ROUNDING = 2.0**-22  # of this file, beyond what the worst-case factor allows for
+_OWN_MARGIN = 1.0 - 2.0**-22  # for roundings of this file beyond those of the worst-case factor
 _UNSCALE = tl.constexpr(1.0 / (128.0 * 128.0))
 _Z_SCALE = tl.constexpr(1.0)  # Z grows to 5.7^STEPS = 34,000
 
@@ -80,8 +84,8 @@ _Z_SCALE = tl.constexpr(1.0)  # Z grows to 5.7^STEPS = 34,000
 _E, _S, _Z, _ALL_Z = (tl.constexpr(i) for i in range(4))  # E, E^2, z, and the two Z
 _SQUARES = 5
 # What is summed over a matrix, one number for each block on or below the diagonal.
-_GRAM, _QUARTIC, _DEFECT, _FOURTH, _TRACE_Z, _FOURTH_Z = (tl.constexpr(i) for i in range(6))
-_SUMS = 6
+_GRAM, _QUARTIC, _DEFECT, _FOURTH, _FOURTH_Z = (tl.constexpr(i) for i in range(5))
+_SUMS = 5
 
 
 @triton.jit
@@ -216,7 +220,7 @@ def square(
 
 @triton.jit
 def polynomial(
-    table, tiles, coefficients, hi, lo, state, following, sums, n_sums, FIRST: tl.constexpr,
+    table, tiles, coefficients, hi, lo, state, following, last, sums, n_sums, FIRST: tl.constexpr,
     B: tl.constexpr, BK: tl.constexpr, DESCRIPTORS: tl.constexpr, LANES: tl.constexpr,
 ):  # fmt: skip
     """z = c0 + c1 E + c2 E^2 + c3 E^3 + c4 E^4, and the state after this step."""
@@ -232,6 +236,7 @@ def polynomial(
     m, _, ldm, _ = sides(table, p)
     f = tl.sqrt(sum_of(table, sums, p, n_sums, _DEFECT, LANES))
     row = schedule.choose(f, sum_of(table, sums, p, n_sums, _FOURTH, LANES), m.to(tl.float32))
+    row = tl.where((row == 0) & (last != 0), 2, row)  # what is at one shall end there
     if FIRST:
         row = tl.where(row < 0, 2, row)  # W is not yet divided by s
     if i == 0:
@@ -341,8 +346,6 @@ def last_gram(
         tl.store(
             sums + sum_at(table, p, i, j, n_sums, _FOURTH_Z), sum_of_symmetric(acc * acc, i, j)
         )
-        trace = sum_of_symmetric(acc * identity(i, j, m, B), i, j)
-        tl.store(sums + sum_at(table, p, i, j, n_sums, _TRACE_Z), trace)
     else:
         x = wide_at(table, p, m, ldn, 1 + now)
         a = tl.where(kind == 0, x, wide_at(table, p, m, ldn, 0))
@@ -385,10 +388,8 @@ def finish(
             pair = part_of(scalars, places, p, 3, WIDTH, ALIGNED)
             tl.store(pair, tl.load(units + p))
             tl.store(pair + 1, factor)
-            # The largest eigenvalue of (s P^-1)^2 is between these two.
-            trace = sum_of(table, sums, p, n_sums, _TRACE_Z, LANES)
-            fourth = sum_of(table, sums, p, n_sums, _FOURTH_Z, LANES)
-            z = tl.sqrt(tl.sqrt(fourth / trace * tl.sqrt(fourth)))
+            # At least the largest eigenvalue of Z: what is saved is at most the smallest of P.
+            z = tl.sqrt(tl.sqrt(sum_of(table, sums, p, n_sums, _FOURTH_Z, LANES)))
             s = tl.sqrt(squares / alpha)
             spectrum = part_of(spectra, places, p, 2, WIDTH, ALIGNED)
             lane = tl.arange(0, LANES)
@@ -441,26 +442,36 @@ class _Forward:
             "entries", torch.int64, lambda: [(a.rows * a.cols,) for a in shapes.matrices]
         )
         tiles = shapes.tiles("maxima", maxima_blocks)
-        planes.magnitudes[(len(tiles),)](
+        launch(
+            planes.magnitudes, len(tiles),
             self.weights, tiles, self.places, numbers, maxima,
             WIDTH=1, ALIGNED=self.aligned, BLOCK=planes.BLOCK, num_warps=planes.WARPS,
         )  # fmt: skip
         tiles = shapes.tiles("wide blocks", wide_blocks)
-        pack[(len(tiles),)](
+        launch(
+            pack, len(tiles),
             self.weights, self.table, tiles, self.places, maxima, self.hi, self.lo, self.units,
             squares, self.n,
             WIDTH=1, ALIGNED=self.aligned, B=B, LANES=LANES, num_warps=planes.WARPS,
         )  # fmt: skip
         tiles, product = self._lower(), self.product
-        grid, common = (len(tiles),), (self.table, tiles, self.hi, self.lo)
-        first_gram[grid](
+        grid, common = len(tiles), (self.table, tiles, self.hi, self.lo)
+        launch(
+            first_gram, grid,
             *common, squares, self.norms, self.sums, layout.n_lower,
             LANES=LANES, **product.constants, **product.options,
         )  # fmt: skip
-        first_square[grid](
-            *common, self.sums, layout.n_lower, **product.constants, **product.options
+        launch(
+            first_square,
+            grid,
+            *common,
+            self.sums,
+            layout.n_lower,
+            **product.constants,
+            **product.options,
         )
-        center[grid](
+        launch(
+            center, grid,
             *common, self.sums, self.norms, layout.n_lower, self.n,
             B=B, LANES=LANES, num_warps=planes.WARPS,
         )  # fmt: skip
@@ -474,17 +485,20 @@ class _Forward:
             "polar coefficients", torch.float32, lambda: schedule.COEFFICIENTS
         )
         tiles = self._lower()
-        grid, now, following = (len(tiles),), self.state[k], self.state[k + 1]
+        grid, now, following = len(tiles), self.state[k], self.state[k + 1]
         common, built = (self.table, tiles, self.hi, self.lo), product.constants | product.options
         if not first:
-            gram[grid](*common, now, self.sums, layout.n_lower, **built)
-            square[grid](*common, now, self.sums, layout.n_lower, **built)
-        polynomial[grid](
+            launch(gram, grid, *common, now, self.sums, layout.n_lower, **built)
+            launch(square, grid, *common, now, self.sums, layout.n_lower, **built)
+        launch(
+            polynomial, grid,
             self.table, tiles, coefficients, self.hi, self.lo, now, following,
-            self.sums, layout.n_lower, FIRST=first, LANES=LANES, **built,
+            int(k == schedule.STEPS - 1), self.sums, layout.n_lower,
+            FIRST=first, LANES=LANES, **built,
         )  # fmt: skip
         tiles = self._first_applied() if first else self._applied()
-        apply[(len(tiles),)](
+        launch(
+            apply, len(tiles),
             self.table, tiles, self.hi, self.lo, now, following, self.norms, self.n,
             FIRST=first, **built,
         )  # fmt: skip
@@ -512,19 +526,24 @@ class _Forward:
         built = product.constants | product.options
         now, following = self.state[schedule.STEPS], self.state[schedule.STEPS + 1]
         tiles = self._lower()
-        gram[(len(tiles),)](self.table, tiles, self.hi, self.lo, now, self.sums, n_sums, **built)
+        launch(
+            gram, len(tiles), self.table, tiles, self.hi, self.lo, now, self.sums, n_sums, **built
+        )
         tiles = self._applied()
-        polish[(len(tiles),)](
+        launch(
+            polish, len(tiles),
             self.table, tiles, self.hi, self.lo, now, following, self.sums, n_sums,
             LANES=LANES, **built,
         )  # fmt: skip
         tiles = shapes.tiles("E, P, Z Z^T", last)
-        last_gram[(len(tiles),)](
+        launch(
+            last_gram, len(tiles),
             self.outputs[1], self.table, tiles, self.to, self.hi, self.lo, following,
             self.sums, n_sums, WIDTH=4, ALIGNED=self.to_aligned, **built,
         )  # fmt: skip
         tiles = shapes.tiles("U, Q", results)
-        finish[(len(tiles),)](
+        launch(
+            finish, len(tiles),
             *self.outputs, self.table, tiles, self.to, self.multipliers, self.hi, self.lo,
             following, self.units, self.norms, self.sums, n_sums, self.n,
             WIDTH=4, ALIGNED=self.to_aligned, LANES=LANES, **built,
@@ -569,9 +588,13 @@ def forward(
     weights: Sequence[Tensor], scales: Sequence[float], dtype: torch.dtype
 ) -> tuple[list[Tensor], list[Tensor]]:
     """As ``lipkernels::polar_factor``, for weights that are not float64."""
-    factors = []
-    for w, scale in zip(weights, scales, strict=True):
-        margin = worst_case_factor(w.to("meta", torch.float32), scale, torch.float32)
-        factors.append(scale * margin * (1.0 - _OWN_ROUNDING))
-    results, *saved = polar_factors(weights, factors)
+    multipliers = [1.0] * len(weights)
+    if dtype == torch.float32:
+        multipliers = [
+            scale * worst_case_factor(w.to("meta", torch.float32), scale, dtype) * _OWN_MARGIN
+            for w, scale in zip(weights, scales, strict=True)
+        ]
+    results, *saved = polar_factors(weights, multipliers)
+    if dtype != torch.float32:
+        results = rounded_within(results, scales, dtype)
     return results, [tensor for parts in zip(*saved, strict=True) for tensor in parts]

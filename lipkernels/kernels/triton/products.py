@@ -14,6 +14,9 @@ device with larger ones: a Gram matrix of 256 rows has ten blocks of 64 on or be
 three of 128. A weight alone has the same blocks as in a list, so that its result has the same bits.
 """
 
+# Inside a kernel integers are tensors, and lists of them descriptors' shapes.
+# pyright: reportArgumentType=false
+
 from __future__ import annotations
 
 import dataclasses

@@ -1,6 +1,8 @@
-"""float32 to a narrower format inside a kernel, to nearest, ties to even."""
+"""float32 to a narrower format inside a kernel, to nearest, ties to even; float64 arguments."""
 
 from __future__ import annotations
+
+import struct
 
 import triton
 import triton.language as tl
@@ -25,3 +27,16 @@ def rounded(x, dtype: tl.constexpr):
     else:
         result = x.to(dtype)
     return result
+
+
+def halves(number: float) -> tuple[int, int]:
+    """The bits of a float64 as two int32, for :func:`from_halves`: a kernel takes no float64."""
+    high, low = struct.unpack(">ii", struct.pack(">d", number))
+    return high, low
+
+
+@triton.jit
+def from_halves(high, low):
+    """The float64 of :func:`halves`."""
+    bits = (high.to(tl.int64) << 32) | (low.to(tl.int64) & 0xFFFFFFFF)
+    return bits.to(tl.float64, bitcast=True)

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import functools
 import math
-import struct
 from collections.abc import Callable
 from typing import Any
 
@@ -20,7 +19,7 @@ import triton.language as tl
 from torch import Tensor
 
 from lipkernels.kernels.triton.permutation import Q_DIMS, WIDEST, Dim, Tiling, tiling
-from lipkernels.kernels.triton.rounding import rounded
+from lipkernels.kernels.triton.rounding import from_halves, halves, rounded
 
 NUM_WARPS = 4
 _TILE_BYTES = 8192  # four loads of 16 bytes for each thread
@@ -35,7 +34,7 @@ ARGUMENTS = (
 
 # Sizes and strides come divided by a power of two (V...: a constant) and are multiplied back, which
 # tells the compiler how far an address is aligned without a build for each shape. The scale comes
-# twice: as a float32, and (a kernel takes no float64) as the two halves of its bits in float64.
+# twice: as a float32, and as the halves of a float64.
 @triton.jit(do_not_specialize=ARGUMENTS)
 def permuted_copy(
     x,
@@ -133,8 +132,7 @@ def permuted_copy(
         value = tl.load(x + (from_q[:, None] + from_k[None, :]), mask=inside)
     if SCALED:
         if value.dtype == tl.float64:
-            bits = (high.to(tl.int64) << 32) | (low.to(tl.int64) & 0xFFFFFFFF)
-            value = value * bits.to(tl.float64, bitcast=True)
+            value = value * from_halves(high, low)
         else:
             value = rounded(value.to(tl.float32) * scale, value.dtype)
     if FLAT_Y:
@@ -200,11 +198,19 @@ def _copied(x: Tensor, y: Tensor, dims: tuple[Dim, ...], scale: float) -> Tensor
     source, target = x, y
     if scale == 1.0:
         source, target = x.view(_BITS[x.itemsize]), y.view(_BITS[x.itemsize])
-    halves = struct.unpack(">ii", struct.pack(">d", scale))
-    arguments = dict(zip(ARGUMENTS, (*integers, *halves), strict=True))
+    arguments = dict(zip(ARGUMENTS, (*integers, *halves(scale)), strict=True))
     settings = {**constants, "SCALED": scale != 1.0}
     permuted_copy[grid](source, target, scale, **arguments, **settings)
     return y
+
+
+def contiguous(x: Tensor) -> Tensor:
+    """``x.contiguous()``, but wide on both sides where the layouts cross, as channels last do."""
+    x = x.resolve_neg()
+    if x.is_contiguous() or x.dim() > Q_DIMS:
+        return x.contiguous()
+    y = torch.empty_like(x, memory_format=torch.contiguous_format)
+    return _copied(x, y, tuple(map(Dim, x.shape, x.stride(), y.stride())), 1.0)
 
 
 def block_dims(
@@ -232,9 +238,7 @@ def _moved(
         return y
     x = x.resolve_neg()
     if not x.is_contiguous() and _has_short_runs(tiling(dims_of(x)), x.itemsize):
-        contiguous = torch.empty_like(x, memory_format=torch.contiguous_format)
-        plain = tuple(map(Dim, x.shape, x.stride(), contiguous.stride()))
-        x = _copied(x, contiguous, plain, 1.0)
+        x = contiguous(x)
     return _copied(x, y, dims_of(x), scale)
 
 

@@ -7,9 +7,9 @@ E = I - X X^T, whose coefficients are small; those in the powers of X X^T reach 
 the rounding of every product by as much.
 
     row     [l, u]            e        z(0): what small singular values grow by
-    GROW    [0.172, 1.145]    0.144    5.7
+    GROW    [0.172, 1.144]    0.144    5.7
     NEAR    [0.632, 1.265]    2.2e-3
-    NEXT    [0.851, 1.145]    3.6e-5
+    NEXT    [0.852, 1.144]    3.6e-5
 
 No estimate of the smallest singular value is needed. f = |E|_F and t = |E^2|_F^2 (the sum of the
 fourth powers of E's eigenvalues), which the products leave behind, decide:
@@ -20,7 +20,7 @@ fourth powers of E's eigenvalues), which the products leave behind, decide:
     otherwise             GROW
 
 The second rule is a guess where m > 100: a few singular values may hide among many. Then the next t
-shows them, and a step was lost. Whatever the order, no singular value ever exceeds 1.145, and
+shows them, and a step was lost. Whatever the order, no singular value ever exceeds 1.144, and
 :data:`STEPS` steps and the polishing bring every one from 1/2000 of the largest to one.
 """
 
@@ -35,9 +35,9 @@ DONE = tl.constexpr(1e-2)
 # (l, u, e) and the coefficients of E^0 .. E^4 in z.
 GROW, NEAR, NEXT = range(3)
 INTERVALS = (
-    (0.171605, 1.144032, 0.145),
+    (0.171605, 1.14404, 0.14404),
     (0.632456, 1.264911, 0.00218),
-    (0.851689, 1.144032, 3.55e-05),
+    (0.851689, 1.14404, 3.55e-05),
 )
 COEFFICIENTS = (
     (1.01360495, 1.71072954, -0.119720537, -12.1004201, 15.2026228),

@@ -19,6 +19,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from lipkernels.kernels.triton.sampling import contiguous
 from lipkernels.reference import sorting as reference
 
 NUM_WARPS = 4
@@ -236,7 +237,7 @@ def column_settings(n: int, size: int) -> dict[str, Any]:
 
 def _readable(x: Tensor) -> Tensor:
     """Contiguous, and of a format that Triton knows."""
-    x = x.resolve_neg().contiguous()
+    x = contiguous(x)
     return x.view(torch.uint8) if x.dtype == torch.bool else x
 
 
@@ -285,8 +286,7 @@ def _moved(x: Tensor, index: Tensor, group_size: int, dim: int, gather: bool) ->
     if x.numel() and group_size == 2:
         _on_pairs(x, y, index.contiguous(), dim, False)  # an exchange is its own inverse
     elif x.numel():
-        contiguous = index.contiguous()
-        _on_elements(move_in_groups, x, y, contiguous, group_size, dim, GATHER=gather)
+        _on_elements(move_in_groups, x, y, index.contiguous(), group_size, dim, GATHER=gather)
     return y
 
 

@@ -21,6 +21,7 @@ from torch import Tensor
 from lipkernels.kernels.triton import norms, packing
 from lipkernels.kernels.triton.elements import (
     block_at,
+    launch,
     narrowed,
     on_device,
     part_of,
@@ -40,7 +41,7 @@ from lipkernels.kernels.triton.power import inverse_or_zero
 from lipkernels.reference.rounding import worst_case_factor
 
 SAVED_PER_WEIGHT = 3  # sigma, u, v
-COLUMNS = 64  # of X that one program of write_triplets takes
+COLUMNS = 32  # of X that one program of write_triplets takes
 BY_TILES = {"ROWS": 16, "COLUMNS": 128}  # of a gradient
 DECISIONS = 64  # matrices of one program of decide
 WARPS = 4
@@ -71,10 +72,8 @@ def write_triplets(
     for at in range(0, m, SIDE):
         sums += tl.load(matrix + at * leading).to(tl.float64) * tl.load(vector + at)[:, None]
     other = tl.sum(sums, axis=0) * inverse_or_zero(sigma)
-    left, right = (
-        part_of(lefts, places, p, 1, 3, ALIGNED),
-        part_of(rights, places, p, 2, 3, ALIGNED),
-    )
+    left = part_of(lefts, places, p, 1, 3, ALIGNED)
+    right = part_of(rights, places, p, 2, 3, ALIGNED)
     of_small, of_large = left, right
     if tl.load(transposed + p) != 0:
         of_small, of_large = right, left
@@ -113,10 +112,10 @@ def round_packed(
         at = tl.load(tiles + 2 * t + 1).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
         factor = tl.load(factors + p) * inverse_or_zero(tl.load(sigmas + p))
         y = narrowed(tl.load(x + at).to(tl.float64) * factor, DTYPE)
-        tl.store(rounded + at, y.to(tl.float32))
+        tl.store(rounded + at, widened(y).to(tl.float32))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["n"])
 def decide(
     factors, bounds, scales, worst, skip, n, smaller,
     LAST: tl.constexpr, LANES: tl.constexpr,
@@ -159,7 +158,7 @@ def differentiate(
     at = row[:, None] * columns + column[None, :]
     inside = (row < rows)[:, None] & (column < columns)[None, :]
     grad = tl.load(part_of(grads, places, p, 0, 5, ALIGNED) + at, mask=inside, other=0.0)
-    out = grad.to(tl.float64) - (along * u)[:, None] * v[None, :]
+    out = widened(grad) - (along * u)[:, None] * v[None, :]
     out = saturated(out * (inverse * tl.load(scales + p)), limit)
     out = narrowed(out, results.dtype.element_ty)
     tl.store(part_of(results, places, p, 1, 5, ALIGNED) + at, out, mask=inside)
@@ -183,9 +182,9 @@ def _triplets(
     transposed = shapes.table(
         "spectral transposed", torch.int32, lambda: [(int(m.tall),) for m in shapes.matrices]
     )
-    write_triplets[(len(tiles),)](
-        packed, sigmas, vectors, *(tensors[0] for tensors in lists),
-        norms.plan(shapes).table, tiles, places, transposed,
+    launch(
+        write_triplets, len(tiles), packed, sigmas, vectors, *(tensors[0] for tensors in lists),
+        norms.tables(shapes).matrices, tiles, places, transposed,
         ALIGNED=aligned, UNIT=ALIGNMENT, WIDTH=norms.COLUMNS_OF_TABLE,
         SIDE=norms.SIDE, COLUMNS=COLUMNS, num_warps=WARPS,
     )  # fmt: skip
@@ -212,12 +211,13 @@ def _factors_of_half(
     tiles = shapes.table("spectral packed", torch.int32, blocks)
     rounded = torch.empty_like(packed)
     for attempt in range(ATTEMPTS):
-        round_packed[(len(tiles),)](
-            packed, rounded, tiles, factors, sigmas, skip,
+        launch(
+            round_packed, len(tiles), packed, rounded, tiles, factors, sigmas, skip,
             BLOCK=size, DTYPE=HALF[dtype], num_warps=WARPS,
         )  # fmt: skip
         norms.largest_singular_values(rounded, shapes, skip, bounds, SQUARINGS_OF_HALF[dtype])
-        decide[(-(-n // DECISIONS),)](
+        launch(
+            decide, -(-n // DECISIONS),
             factors, bounds, scales, worst, skip, n, 1 - eps * 2.0 ** (attempt - 4),
             LAST=attempt == ATTEMPTS - 1, LANES=DECISIONS, num_warps=WARPS,
         )  # fmt: skip
@@ -231,7 +231,7 @@ def _forward_of_one_format(
     results = [torch.empty_like(w, dtype=dtype) for w in weights]
     places, aligned = shapes.places(weights, results)
     worst = shapes.numbers(
-        [k * worst_case_factor(w, k, dtype) for w, k in zip(weights, scales, strict=True)]
+        [k * worst_case_factor(x, k, dtype) for x, k in zip(results, scales, strict=True)]
     )
     n = len(shapes.matrices)
     sigmas = torch.empty(n, dtype=torch.float64, device=shapes.device)
@@ -245,8 +245,8 @@ def _forward_of_one_format(
         if dtype in HALF:
             numbers = shapes.numbers(scales)
             factors = _factors_of_half(shapes, packed, sigmas, numbers, worst, dtype)
-        apply[(len(tiles),)](
-            weights[0], results[0], table, tiles, places, factors, sigmas,
+        launch(
+            apply, len(tiles), weights[0], results[0], table, tiles, places, factors, sigmas,
             ALIGNED=aligned, BLOCK=WHOLE["BLOCK"], num_warps=WARPS,
         )  # fmt: skip
     return results, saved
@@ -266,7 +266,7 @@ def forward(
             found[i] = results[k], saved[SAVED_PER_WEIGHT * k : SAVED_PER_WEIGHT * (k + 1)]
     ordered = [found[i] for i in range(len(weights))]
     new_us = [torch.empty_like(u) for u in us]
-    torch._foreach_copy_(new_us, [triplet[1] for _, triplet in ordered])
+    torch._foreach_copy_(new_us, [triplet[1] for _, triplet in ordered])  # pyright: ignore[reportPrivateImportUsage]
     return [result for result, _ in ordered], new_us, [t for _, parts in ordered for t in parts]
 
 
@@ -301,12 +301,14 @@ def backward(
         )
         with on_device(shapes.device):
             places, aligned = shapes.places(chosen, lists[0])
-            partial_sums[(len(tiles),)](
+            launch(
+                partial_sums, len(tiles),
                 chosen[0], first[0], table, tiles, places, squares, products,
                 HAS_GRADS=True, WIDTH=2, ALIGNED=aligned, BLOCK=WHOLE["BLOCK"], num_warps=WARPS,
             )  # fmt: skip
             places, aligned = shapes.places(*lists)
-            differentiate[(len(every),)](
+            launch(
+                differentiate, len(every),
                 *first, table, every, sides, places, numbers, products,
                 torch.finfo(chosen[0].dtype).max,
                 ALIGNED=aligned, **WHOLE, **BY_TILES, num_warps=WARPS,
