@@ -34,11 +34,11 @@ def _child(main: Callable[[Sequence[str]], int], argv: Sequence[str], log: Path)
         os._exit(status)
 
 
-def _end(pid: int) -> None:
-    """The process and all that it started, which are a group of their own."""
+def _end(group: int) -> None:
+    """Whoever is left of the process and all that it started, which are a group of their own."""
     for wait, number in ((_GRACE, signal.SIGTERM), (0.0, signal.SIGKILL)):
         try:
-            os.killpg(pid, number)
+            os.killpg(group, number)
         except ProcessLookupError:
             return
         time.sleep(wait)
@@ -54,9 +54,8 @@ def run(
     process = multiprocessing.get_context("fork").Process(target=_child, args=(main, argv, log))
     process.start()
     process.join(max(0.0, seconds))
-    if process.exitcode is None:
-        assert process.pid is not None
-        _end(process.pid)
-        process.join()
-        return None
-    return process.exitcode
+    status = process.exitcode
+    assert process.pid is not None
+    _end(process.pid)
+    process.join()
+    return status

@@ -21,7 +21,7 @@ def count(call: Callable[[], object], device: torch.device) -> dict[str, int] | 
         call()
         torch.cuda.synchronize(device)
     record = p.profiler.kineto_results.events()  # pyright: ignore[reportOptionalMemberAccess]
-    names = [e.name() for e in record if e.device_type() == DeviceType.CUDA]
-    names = [name for name in names if not name.startswith(("ProfilerStep", "Optimizer."))]
+    on_device = [e for e in record if e.device_type() == DeviceType.CUDA]
+    names = [e.name() for e in on_device if not e.is_user_annotation()]
     copies = sum(name.startswith(_COPIES) for name in names)
     return {"kernels": len(names) - copies, "copies": copies}

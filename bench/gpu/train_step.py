@@ -78,16 +78,19 @@ class Training:
         self._next = (self._next + 1) % len(self.images)
 
     def accuracy(self) -> dict[str, float | None]:
-        """The largest norm of a constrained weight over its promise, less one; |U U^T - I|_2."""
+        """The largest norm of a constrained weight over its promise, less one (ours alone).
+
+        And the error of the gradients, convolutions in TF32 included.
+        """
+        gradient = None if self.half else self._gradient_error()
         layers = [m for m in self.net.modules() if isinstance(m, ConstrainedWeight)]
         if not layers:
-            return {}
+            return {"norm_minus_1": None, "gradient": gradient}
         with self._precision(), torch.no_grad():
             promised = [
                 layer.matrix(layer.weight).double() / layer.matrix_scale() for layer in layers
             ]
         norms = [operator_norm(w) - 1.0 for w in promised]
-        gradient = None if self.half else self._gradient_error()
         return {"norm_minus_1": max(norms), "gradient": gradient}
 
     def _gradient_error(self) -> float:
@@ -139,7 +142,12 @@ def measure(
                 "rounds": len(values),
             },
             "accuracy": attempt(f"{name}, accuracy", training.accuracy, failed, device),
-            "launches": {"step": launches.count(training, device)},
+            "launches": attempt(
+                f"{name}, launches",
+                lambda t=training: {"step": launches.count(t, device)},
+                failed,
+                device,
+            ),
             "peak_bytes": peak_bytes(training, device) if device.type == "cuda" else None,
         }
     net = next(iter(trainings.values())).net
