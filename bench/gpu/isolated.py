@@ -17,9 +17,9 @@ _GRACE = 2.0
 
 def _child(main: Callable[[Sequence[str]], int], argv: Sequence[str], log: Path) -> None:
     os.setsid()  # with everything that it starts
-    with log.open("a") as file:
-        os.dup2(file.fileno(), sys.stdout.fileno())
-        os.dup2(file.fileno(), sys.stderr.fileno())
+    sys.stdout = sys.stderr = file = log.open("a", buffering=1)
+    for descriptor in (1, 2):  # of what is not Python, too
+        os.dup2(file.fileno(), descriptor)
     status = 1
     try:
         status = main(argv)
@@ -28,8 +28,7 @@ def _child(main: Callable[[Sequence[str]], int], argv: Sequence[str], log: Path)
     except BaseException:
         traceback.print_exc()
     finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
+        file.flush()
         # Not sys.exit: a lost device hangs or raises in what runs at exit.
         os._exit(status)
 

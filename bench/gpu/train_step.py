@@ -24,6 +24,7 @@ from bench.accuracy import operator_norm
 from bench.gpu import launches
 from bench.gpu.accuracy import relative_error
 from bench.gpu.attempts import attempt
+from bench.gpu.ops import TINY
 from bench.gpu.queued import stopwatch
 from bench.gpu.resnet import CLASSES, Size, build
 from bench.gpu.table import Row, Table, options
@@ -41,7 +42,6 @@ NAMES = (
     "orthogonium",
 )
 BUDGET = Budget(seconds=12.0, least=5, most=60)
-TINY = Budget(seconds=0.0, least=2)
 _SAMPLE = 50e-3
 _BATCHES = 4
 
