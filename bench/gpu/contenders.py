@@ -19,6 +19,7 @@ from lipkernels import functional as F
 PEERS = tuple(name for name in peers.BUILDERS if name != peers.OURS)
 COMPOSITION = "torch composition"  # of the same maths: the reference backend
 BASELINE = f"Bjorck-{baselines.STEPS}, TF32"
+KERNELS = ("triton", "cuda")  # backends for a GPU, which a CUDA graph can hold
 
 Function = Callable[[list[Tensor], str], Sequence[Tensor]]
 
@@ -57,7 +58,7 @@ def exact(
 def own(
     op: str, function: Function, problems: Sequence[tuple[list[Tensor], list[Tensor]]]
 ) -> tuple[dict[str, Contender], dict[str, str]]:
-    """Our backends for ``op`` on each problem (inputs, cotangents), ours first; who is missing."""
+    """Our backends for ``op`` on each problem (inputs, cotangents); whose kernels are missing."""
     able, missing = implementations.of(op, problems[0][0][0].device)
 
     def make(backend: str) -> list[Work]:
@@ -65,11 +66,11 @@ def own(
 
     found = {
         COMPOSITION if name == REFERENCE else f"{OURS} {name}": Contender(
-            partial(make, name), graph=name in ("triton", "cuda")
+            partial(make, name), graph=name in KERNELS
         )
         for name in able
     }
-    return found, {f"{OURS} {name}": reason for name, reason in missing.items()}
+    return found, {f"{OURS} {n}": reason for n, reason in missing.items() if n in KERNELS}
 
 
 def _held(name: str, weights: Sequence[Tensor], cotangents: Sequence[Tensor]) -> Work:

@@ -14,7 +14,7 @@ Row = dict[str, Any]
 
 CORRECTNESS, SANITIZERS, RATES = "correctness", "sanitizers", "rates"
 TABLES = ("ops", "models", "train_step")
-_SHOWN = 20  # failures, reasons
+_SHOWN = 40  # failures, reasons
 
 
 def load(file: Path) -> Content:

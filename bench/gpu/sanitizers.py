@@ -37,7 +37,8 @@ def _start(tool: str, output: Path, device: str) -> subprocess.Popen[bytes]:
 
 def verdict(status: int | None, text: str) -> dict[str, Any]:
     """What a tool's exit status (None: out of time) and output say."""
-    ops = [line for line in text.splitlines() if re.fullmatch(r"[a-z0-9_]+ (triton|cuda)", line)]
+    lines = text.splitlines()
+    ops = [line for line in lines if re.fullmatch(r"[a-z0-9_]+ (triton|cuda)", line)]
     summaries = re.findall(r"(?:ERROR|RACECHECK) SUMMARY: .*", text)
     if status is None:
         state = "out of time"
@@ -47,12 +48,13 @@ def verdict(status: int | None, text: str) -> dict[str, Any]:
         state = "clean"
     else:
         state = f"did not run: status {status}"
-    said = [line for line in text.splitlines() if line.startswith("=========")] or text.splitlines()
+    of_tool = [line for line in lines if line.startswith("=========")]
+    said = of_tool[:_LINES] if state == "found errors" else lines[-_LINES:]
     return {
         "state": state,
         "summary": summaries[-1] if summaries else None,
         "ops": ops,
-        "said": [] if state == "clean" else said[:_LINES],
+        "said": [] if state == "clean" else said,
     }
 
 

@@ -47,6 +47,8 @@ def options(
     if found.device.type == "cuda":
         if not torch.cuda.is_available():
             p.error("--device: expected a CUDA device to be there, got none; --device cpu")
+        if found.device.index is None:
+            found.device = torch.device("cuda", torch.cuda.current_device())
         torch.cuda.set_device(found.device)
     return found
 
