@@ -1,9 +1,13 @@
 """``lipkernels::bjorck``: scale * (the named Bjorck iteration of W / sigma_max(W))."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 from torch.library import custom_op
 
+from lipkernels.kernels.formats import by_format
+from lipkernels.kernels.lazy import from_triton
 from lipkernels.kernels.precision import without_autocast
 from lipkernels.kernels.spectral import SAVED_PER_WEIGHT, fake_triplets
 from lipkernels.reference import bjorck as reference
@@ -61,8 +65,70 @@ def _backward_reference(
     return out
 
 
-FORWARD = {"reference": _forward_reference}
-BACKWARD = {"reference": _backward_reference}
+_narrow_forward = from_triton("bjorck", "forward")
+_narrow_backward = from_triton("bjorck", "backward")
+
+
+def _saved_of(saved: list[Tensor], i: int) -> list[Tensor]:
+    return saved[SAVED_PER_WEIGHT * i : SAVED_PER_WEIGHT * (i + 1)]
+
+
+def _forward_triton(
+    weights: list[Tensor],
+    us: list[Tensor],
+    scales: list[float],
+    dtype: torch.dtype,
+    max_iter_spectral: int,
+    tol_spectral: float,
+    beta: float,
+    n_iter: int,
+    tol: float,
+) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+    def run(
+        forward: Callable[..., tuple[list[Tensor], list[Tensor], list[Tensor]]], *limits: float
+    ) -> Callable[[list[int]], list[tuple[Tensor, Tensor, list[Tensor]]]]:
+        def of(members: list[int]) -> list[tuple[Tensor, Tensor, list[Tensor]]]:
+            lists = ([values[i] for i in members] for values in (weights, us, scales))
+            results, new_us, saved = forward(*lists, dtype, *limits, beta, n_iter, tol)
+            return [
+                (result, u, _saved_of(saved, k))
+                for k, (result, u) in enumerate(zip(results, new_us, strict=True))
+            ]
+
+        return of
+
+    # In Triton sigma_max is found without a start, and to the end.
+    limits = (max_iter_spectral, tol_spectral)
+    found = by_format(weights, run(_forward_reference, *limits), run(_narrow_forward))
+    results, new_us, saved = (list(part) for part in zip(*found, strict=True))
+    return results, new_us, [tensor for triplet in saved for tensor in triplet]
+
+
+def _backward_triton(
+    grads: list[Tensor],
+    weights: list[Tensor],
+    saved: list[Tensor],
+    scales: list[float],
+    beta: float,
+    n_iter: int,
+    tol: float,
+) -> list[Tensor]:
+    def run(backward: Callable[..., list[Tensor]]) -> Callable[[list[int]], list[Tensor]]:
+        return lambda members: backward(
+            [grads[i] for i in members],
+            [weights[i] for i in members],
+            [tensor for i in members for tensor in _saved_of(saved, i)],
+            [scales[i] for i in members],
+            beta,
+            n_iter,
+            tol,
+        )
+
+    return by_format(weights, run(_backward_reference), run(_narrow_backward))
+
+
+FORWARD = {"reference": _forward_reference, "triton": _forward_triton}
+BACKWARD = {"reference": _backward_reference, "triton": _backward_triton}
 
 
 @custom_op("lipkernels::bjorck", mutates_args=())

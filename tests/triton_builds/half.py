@@ -7,6 +7,7 @@ from triton_builds import Build
 
 _TABLES = {"table": "*i64", "tiles": "*i32"}
 _PLANES = {"hi": "*fp16", "lo": "*fp16"}
+_BLOCKS = {"squares": "*fp32", "n_blocks": "i32"}
 _SUMS = {"sums": "*fp32", "n_sums": "i32"}
 
 
@@ -15,26 +16,22 @@ def _builds():
         (products.WITH_POINTERS, (80,)),
         (products.WITH_DESCRIPTORS, (90, 100)),
     ):
-        for kernel, signature in (
-            (kernels.defect, {**_TABLES, "numbers": "*fp64", **_PLANES, **_SUMS}),
-            (kernels.fourth_powers, {**_TABLES, **_PLANES, **_SUMS}),
-        ):
-            yield Build(
-                kernel,
-                signature,
-                tiling.constants,
-                **tiling.options,
-                wide_loads=True,
-                narrow=40,
-                registers=160,
-                architectures=architectures,
-            )
+        yield Build(
+            kernels.fourth_powers,
+            {**_TABLES, **_PLANES, **_SUMS},
+            tiling.constants,
+            **tiling.options,
+            wide_loads=True,
+            narrow=40,
+            registers=160,
+            architectures=architectures,
+        )
     for results in ("*fp16", "*bf16"):
         common = {"matrices": "*fp32", "results": results, **_TABLES, "places": "*i64"}
         common["numbers"] = "*fp64"
         yield Build(
             kernels.attempt,
-            {**common, **_PLANES},
+            {**common, **_PLANES, **_BLOCKS},
             {"ALIGNED": True, "B": products.B},
             num_warps=planes.WARPS,
             registers=128,
@@ -42,7 +39,7 @@ def _builds():
         )
         yield Build(
             kernels.choose,
-            {**common, **_SUMS},
+            {**common, **_BLOCKS, **_SUMS},
             {"ALIGNED": True, "B": products.B, "LANES": LANES},
             num_warps=planes.WARPS,
             registers=128,

@@ -25,8 +25,8 @@ BUILDS = [
     Build(
         kernels.gram_parts,
         {"x": "*fp32", "parts": "*fp64", **_TABLES},
-        {**_SIZES, "DEPTH": _DEPTH},
-        num_warps=kernels.WARPS,
+        {**_SIZES, "DEPTH": kernels.PARTS["DEPTH"]},
+        num_warps=kernels.PARTS["num_warps"],
         registers=168,
         wide_loads=True,
         narrow=24,

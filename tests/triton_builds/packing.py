@@ -21,10 +21,10 @@ BUILDS = [
             "WIDTH": kernels.WIDTH,
             **kernels.TILE,
         },
-        num_warps=kernels.WARPS,
+        num_warps=kernels.WARPS[eights],
         registers=96,
         wide_loads=True,  # all that is written, and with eights all that is read
-        narrow=16 if eights else 80,
+        narrow=16 if eights else 48,
         name=f"{kind}-{'eights' if eights else 'aligned' if aligned else 'any'}",
     )
     for kind in ("fp32", "bf16")

@@ -71,4 +71,5 @@ BUILDS = [
     build("memory", True, IMAGES, torch.float32, "DCR", **CHANNELS_LAST),
     build("memory", False, IMAGES, torch.float16, "DCR", **CHANNELS_LAST),
     copy_of_channels_last(IMAGES, torch.float16),
+    build("far", True, (2**17, 64, 16, 16), torch.float16, scaled=True),  # 64-bit offsets
 ]

@@ -14,8 +14,7 @@ def built(kernel, settings, signature, **others):
     return Build(kernel, signature, settings, num_warps=num_warps, **others)
 
 
-def pairs(kind, inner, sort):
-    n = 2**20
+def pairs(kind, inner, sort, n=2**20):
     return built(
         sorting.sort_pairs,
         {**sorting.pair_settings(n, inner, ITEMSIZE[kind]), "SORT": sort},
@@ -24,7 +23,7 @@ def pairs(kind, inner, sort):
         shared=1024,
         wide_loads=True,
         narrow=4,  # of the bits, a byte to each thread
-        name=f"{kind[1:]}-inner{inner}-{'sort' if sort else 'exchange'}",
+        name=f"{kind[1:]}-{n}-inner{inner}-{'sort' if sort else 'exchange'}",
     )
 
 
@@ -63,6 +62,7 @@ BUILDS = [
     *(pairs(kind, 1, sort) for kind in ("*fp16", "*fp32") for sort in (True, False)),
     *(pairs(kind, 784, sort) for kind in ("*bf16", "*fp32") for sort in (True, False)),
     pairs("*fp64", 64, True),
+    pairs("*fp16", 64, True, n=2**30),  # 64-bit offsets
     pairs("*u8", 64, True),
     *(elements(sorting.rank_groups, kind, 32) for kind in ("*fp16", "*fp32")),
     *(

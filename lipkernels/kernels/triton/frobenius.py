@@ -224,7 +224,7 @@ def forward(
 ) -> list[Tensor]:
     """As ``lipkernels::frobenius_normalize``; the weights are not float64."""
     weights = [w.contiguous() for w in weights]
-    results = [torch.empty_like(w, dtype=dtype) for w in weights]
+    results = [w.new_empty(w.shape, dtype=dtype) for w in weights]
     for members in same_formats(weights):
         chosen, outs = [weights[i] for i in members], [results[i] for i in members]
         shapes = group(chosen)
@@ -235,17 +235,9 @@ def forward(
             if per_row:
                 table, tiles = _by_rows(shapes)
                 launch(
-                    normalize_rows,
-                    len(tiles),
-                    chosen[0],
-                    outs[0],
-                    table,
-                    tiles,
-                    places,
-                    factors,
-                    **BY_ROWS,
-                    **settings,
-                )
+                    normalize_rows, len(tiles), chosen[0], outs[0], table, tiles, places, factors,
+                    **BY_ROWS, **settings,
+                )  # fmt: skip
                 continue
             table, tiles = blocks_of(shapes)
             squares = torch.empty(len(tiles), dtype=torch.float64, device=shapes.device)
@@ -255,18 +247,9 @@ def forward(
                 HAS_GRADS=False, WIDTH=2, BLOCK=WHOLE["BLOCK"], **settings,
             )  # fmt: skip
             launch(
-                normalize,
-                len(tiles),
-                chosen[0],
-                outs[0],
-                table,
-                tiles,
-                places,
-                factors,
-                squares,
-                **WHOLE,
-                **settings,
-            )
+                normalize, len(tiles), chosen[0], outs[0], table, tiles, places, factors, squares,
+                **WHOLE, **settings,
+            )  # fmt: skip
     return results
 
 
@@ -275,7 +258,7 @@ def backward(
 ) -> list[Tensor]:
     """As ``lipkernels::frobenius_normalize_backward``; the weights are not float64."""
     grads, weights = [g.contiguous() for g in grads], [w.contiguous() for w in weights]
-    results = [torch.empty_like(w) for w in weights]
+    results = [w.new_empty(w.shape) for w in weights]
     for members in same_formats(weights, grads):
         lists = [[tensors[i] for i in members] for tensors in (weights, grads, results)]
         first = [tensors[0] for tensors in lists]
@@ -288,17 +271,9 @@ def backward(
             if per_row:
                 table, tiles = _by_rows(shapes)
                 launch(
-                    differentiate_rows,
-                    len(tiles),
-                    *first,
-                    table,
-                    tiles,
-                    places,
-                    numbers,
-                    limit,
-                    **BY_ROWS,
-                    **settings,
-                )
+                    differentiate_rows, len(tiles), *first, table, tiles, places, numbers, limit,
+                    **BY_ROWS, **settings,
+                )  # fmt: skip
                 continue
             table, tiles = blocks_of(shapes)
             sums = torch.empty((2, len(tiles)), dtype=torch.float64, device=shapes.device)

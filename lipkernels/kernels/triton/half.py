@@ -1,15 +1,14 @@
 """Matrices of norm at most one, times their scales, in half precision within these scales.
 
 What `lipkernels.reference.rounding` does in attempts, one after the other, with the norm of each in
-float64, is done here for all :data:`SHRINK` at once, in four launches and without a decision on the
-host: the matrix is multiplied by scale (1 - c eps) and rounded to V, for every c, and
+float64, is done here for all :data:`SHRINK` at once, in three launches and without a decision on
+the host: the matrix is multiplied by scale (1 - c eps) and rounded to V, for every c. With R what
+rounding has changed, in units of eps scale,
 
-    |V|_2^2 <= g + min(|D|_F, |D^2|_F^(1/2)),    D = g I - V V^T
+    |V|_2 <= scale (1 - c eps + eps |R|_2),    |R|_2 <= min(|R|_F, |R R^T|_F^(1/2)),
 
-for any g; with g = scale^2 (1 - c eps)^2 D is what rounding has done. The largest V whose bound is
-at most scale^2 is taken; where none is, the worst case is paid in full. Sums are float32, and the
-bound allows for all that their roundings can do: |rounding|_2 <= |rounding|_F, and an entry of
-V V^T is off by (n/64 + 16) 2^-23 of the product of two rows' norms at most.
+and the largest V whose bound is at most scale is taken; where none is, the worst case is paid in
+full.
 """
 
 # A call of a Triton function has no type; pyright takes those that return tuples for endless.
@@ -17,7 +16,6 @@ V V^T is off by (n/64 + 16) 2^-23 of the product of two rows' norms at most.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import torch
@@ -33,39 +31,38 @@ from lipkernels.kernels.triton.planes import (
     raw_block,
     store_planes,
     store_raw_block,
-    store_symmetric,
 )
 from lipkernels.kernels.triton.products import (
     B,
     add_a_bt,
-    identity,
     sum_of_symmetric,
     tiling,
 )
 from lipkernels.kernels.triton.rounding import rounded
 from lipkernels.kernels.triton.workspace import (
     LANES,
+    WIDTH,
     Layout,
     is_tall,
     layout,
     lower_blocks,
     of_kind,
     sides,
-    square_at,
     sum_at,
     sum_of,
+    sum_of_blocks,
     wide_at,
     wide_blocks,
 )
 from lipkernels.reference.rounding import worst_case_factor
 
-SHRINK = (0.125, 0.5, 1.5, 4.0)  # units of rounding
+SHRINK = (0.3, 0.6, 1.2, 2.5)  # units of rounding
 _N = tl.constexpr(len(SHRINK))
 _UNSCALE = tl.constexpr(1.0 / (128.0 * 128.0))
 
-# numbers[p] = (the multiplier of each V, the worst case, 2^-e, (scale 2^-e)^2)
-_WORST, _POWER, _BOUND = (tl.constexpr(len(SHRINK) + i) for i in range(3))
-_NUMBERS = tl.constexpr(len(SHRINK) + 3)
+# numbers[p] = (the multiplier of each V, c of each V, the worst case, 1 / (eps scale), 1 / eps)
+_WORST, _UNIT, _EPS = (tl.constexpr(2 * len(SHRINK) + i) for i in range(3))
+_NUMBERS = tl.constexpr(2 * len(SHRINK) + 3)
 
 
 @triton.jit
@@ -75,37 +72,21 @@ def _number(numbers, p, which):
 
 @triton.jit
 def attempt(
-    matrices, results, table, tiles, places, numbers, hi, lo,
+    matrices, results, table, tiles, places, numbers, hi, lo, squares, n_blocks,
     ALIGNED: tl.constexpr, B: tl.constexpr,
 ):  # fmt: skip
-    """V 2^-e for every c."""
+    """R for every c, and |R|_F^2."""
     t = tl.program_id(0)
     p, c = tl.load(tiles + 4 * t), tl.load(tiles + 4 * t + 1)
     i, j = tl.load(tiles + 4 * t + 2), tl.load(tiles + 4 * t + 3)
     m, n, _, ldn = sides(table, p)
     x = raw_block(part_of(matrices, places, p, 0, 2, ALIGNED), i, j, m, n, is_tall(table, p), B)
-    v = rounded(x * _number(numbers, p, c), results.dtype.element_ty).to(tl.float32)
-    v *= _number(numbers, p, _POWER)
-    store_planes(hi, lo, wide_at(table, p, m, ldn, c), i, j, m, ldn, SCALE, v, B, B)
-
-
-@triton.jit
-def defect(
-    table, tiles, numbers, hi, lo, sums, n_sums,
-    B: tl.constexpr, BK: tl.constexpr, DESCRIPTORS: tl.constexpr,
-):  # fmt: skip
-    """D for every c, and |D|_F^2."""
-    t = tl.program_id(0)
-    p, c = tl.load(tiles + 4 * t), tl.load(tiles + 4 * t + 1)
-    i, j = tl.load(tiles + 4 * t + 2), tl.load(tiles + 4 * t + 3)
-    m, _, ldm, ldn = sides(table, p)
-    v = wide_at(table, p, m, ldn, c)
-    acc = tl.zeros((B, B), tl.float32)
-    acc = add_a_bt(acc, hi, lo, v, v, i, j, m, m, ldn, B, BK, DESCRIPTORS) * _UNSCALE
-    root = _number(numbers, p, c) * _number(numbers, p, _POWER)
-    d = root * root * identity(i, j, m, B) - acc
-    store_symmetric(hi, lo, square_at(table, p, m, ldm, c), i, j, m, ldm, SCALE, d, B)
-    tl.store(sums + sum_at(table, p, i, j, n_sums, c), sum_of_symmetric(d * d, i, j))
+    x *= _number(numbers, p, c)
+    r = (rounded(x, results.dtype.element_ty).to(tl.float32) - x) * _number(numbers, p, _UNIT)
+    store_planes(hi, lo, wide_at(table, p, m, ldn, c), i, j, m, ldn, SCALE, r, B, B)
+    first = tl.load(table + p * WIDTH + 8)
+    at = c * n_blocks + first + i * tl.cdiv(n, B) + j
+    tl.store(squares + at, tl.sum(tl.sum(r * r, 1), 0))
 
 
 @triton.jit
@@ -113,35 +94,34 @@ def fourth_powers(
     table, tiles, hi, lo, sums, n_sums,
     B: tl.constexpr, BK: tl.constexpr, DESCRIPTORS: tl.constexpr,
 ):  # fmt: skip
-    """|D^2|_F^2 for every c."""
+    """|R R^T|_F^2 for every c."""
     t = tl.program_id(0)
     p, c = tl.load(tiles + 4 * t), tl.load(tiles + 4 * t + 1)
     i, j = tl.load(tiles + 4 * t + 2), tl.load(tiles + 4 * t + 3)
-    m, _, ldm, _ = sides(table, p)
-    d = square_at(table, p, m, ldm, c)
+    m, _, _, ldn = sides(table, p)
+    r = wide_at(table, p, m, ldn, c)
     acc = tl.zeros((B, B), tl.float32)
-    acc = add_a_bt(acc, hi, lo, d, d, i, j, m, m, ldm, B, BK, DESCRIPTORS) * _UNSCALE
-    tl.store(sums + sum_at(table, p, i, j, n_sums, _N + c), sum_of_symmetric(acc * acc, i, j))
+    acc = add_a_bt(acc, hi, lo, r, r, i, j, m, m, ldn, B, BK, DESCRIPTORS) * _UNSCALE
+    tl.store(sums + sum_at(table, p, i, j, n_sums, c), sum_of_symmetric(acc * acc, i, j))
 
 
 @triton.jit
 def choose(
-    matrices, results, table, tiles, places, numbers, sums, n_sums,
+    matrices, results, table, tiles, places, numbers, squares, n_blocks, sums, n_sums,
     ALIGNED: tl.constexpr, B: tl.constexpr, LANES: tl.constexpr,
 ):  # fmt: skip
     """The largest V that is certain not to exceed its scale, or the worst case."""
     t = tl.program_id(0)
     p, i, j = tl.load(tiles + 3 * t), tl.load(tiles + 3 * t + 1), tl.load(tiles + 3 * t + 2)
     m, n, _, _ = sides(table, p)
-    rounding = m.to(tl.float32) * (n.to(tl.float32) / 64 + 16) * (1.0 / 8388608.0)
-    limit = _number(numbers, p, _BOUND) * (1.0 - 1e-6 - rounding)
+    # float32 roundings of the matrix, of its multiplier and of their product, in units of eps
+    room = _number(numbers, p, _EPS) * (2 + tl.sqrt(m.to(tl.float32))) * (1.0 / 4194304.0)
     multiplier = _number(numbers, p, _WORST)
     for k in range(_N):
         c = _N - 1 - k
-        root = _number(numbers, p, c) * _number(numbers, p, _POWER)
-        f = tl.sqrt(sum_of(table, sums, p, n_sums, c, LANES))
-        q = tl.sqrt(tl.sqrt(sum_of(table, sums, p, n_sums, _N + c, LANES)))
-        within = root * root + tl.minimum(f, q) * (1.0 + 1e-5) <= limit
+        f = tl.sqrt(sum_of_blocks(table, squares + c * n_blocks, p, m, n, B, LANES))
+        q = tl.sqrt(tl.sqrt(sum_of(table, sums, p, n_sums, c, LANES)))
+        within = tl.minimum(f, q) * (1.0 + 1e-4) + room <= _number(numbers, p, _N + c)
         multiplier = tl.where(within, _number(numbers, p, c), multiplier)
     tall = is_tall(table, p)
     x = raw_block(part_of(matrices, places, p, 0, 2, ALIGNED), i, j, m, n, tall, B)
@@ -150,7 +130,7 @@ def choose(
 
 
 def _layout(matrices: tuple[Matrix, ...]) -> Layout:
-    return layout(matrices, n_wide=len(SHRINK), n_squares=len(SHRINK))
+    return layout(matrices, n_wide=len(SHRINK), n_squares=0)
 
 
 def _every(blocks: list[tuple[int, int]]) -> list[tuple[int, ...]]:
@@ -159,10 +139,10 @@ def _every(blocks: list[tuple[int, int]]) -> list[tuple[int, ...]]:
 
 def _numbers(matrix: Tensor, scale: float, dtype: torch.dtype) -> list[float]:
     """What `attempt` and `choose` multiply by: see _NUMBERS."""
-    eps, power = torch.finfo(dtype).eps, 2.0 ** -math.frexp(scale)[1]
-    worst_case = worst_case_factor(matrix, scale, dtype)
+    eps = torch.finfo(dtype).eps
     multipliers = [scale * max(0.0, 1.0 - c * eps) for c in SHRINK]
-    return [*multipliers, scale * worst_case, power, (scale * power) ** 2]
+    worst_case = scale * worst_case_factor(matrix, scale, dtype)
+    return [*multipliers, *SHRINK, worst_case, 1.0 / (eps * scale), 1.0 / eps]
 
 
 def rounded_within(
@@ -177,7 +157,8 @@ def rounded_within(
     numbers = shapes.numbers(*zip(*rows, strict=True))
     places, aligned = shapes.places(matrices, results)
     hi, lo = torch.empty((2, place.size), dtype=torch.float16, device=device)
-    sums = torch.empty(2 * len(SHRINK) * place.n_lower, dtype=torch.float32, device=device)
+    sums = torch.empty(len(SHRINK) * place.n_lower, dtype=torch.float32, device=device)
+    squares = torch.empty(len(SHRINK) * place.n_blocks, dtype=torch.float32, device=device)
     product = tiling(device)
     built = product.constants | product.options
     wide = shapes.tiles("half wide", lambda a: _every(wide_blocks(a)))
@@ -186,14 +167,14 @@ def rounded_within(
         launch(
             attempt, len(wide),
             matrices[0], results[0], table, wide, places, numbers, hi, lo,
-            ALIGNED=aligned, B=B, num_warps=planes.WARPS,
+            squares, place.n_blocks, ALIGNED=aligned, B=B, num_warps=planes.WARPS,
         )  # fmt: skip
-        launch(defect, len(lower), table, lower, numbers, hi, lo, sums, place.n_lower, **built)
         launch(fourth_powers, len(lower), table, lower, hi, lo, sums, place.n_lower, **built)
         wide = shapes.tiles("wide blocks", wide_blocks)
         launch(
             choose, len(wide),
-            matrices[0], results[0], table, wide, places, numbers, sums, place.n_lower,
+            matrices[0], results[0], table, wide, places, numbers,
+            squares, place.n_blocks, sums, place.n_lower,
             ALIGNED=aligned, B=B, LANES=LANES, num_warps=planes.WARPS,
         )  # fmt: skip
     return results

@@ -37,7 +37,8 @@ from lipkernels.kernels.triton.group import ALIGNMENT, Group, offsets
 from lipkernels.kernels.triton.power import inverse_or_zero
 
 SIDE = packing.TILE["ROWS"]  # of the tiles of G and its powers
-DEPTH = 16  # of one product of tiles, a divisor of the padding of X
+DEPTH = 16  # of one product of tiles of powers
+PARTS = {"DEPTH": 32, "num_warps": 8}  # of gram_parts; a divisor of the padding of X
 SPLIT = 1024  # columns of X that one program of gram_parts sums over, at least
 PROGRAMS = 256  # of one matrix in gram_parts, where it has fewer tiles
 LANES = 128
@@ -356,8 +357,9 @@ def tables(shapes: Group) -> Tables:
     def parts() -> list[tuple[int, ...]]:
         found = []
         for p, ((m, n), splits) in enumerate(zip(size.sides, size.splits, strict=True)):
-            steps = -(-n // DEPTH)
-            ends = [steps * s // splits * DEPTH for s in range(splits + 1)]
+            depth = PARTS["DEPTH"]
+            steps = -(-n // depth)
+            ends = [steps * s // splits * depth for s in range(splits + 1)]
             for number, (i, j) in enumerate(_triangle(m)):
                 for s, (first, end) in enumerate(itertools.pairwise(ends)):
                     part = number * splits + s
@@ -408,7 +410,7 @@ def largest_singular_values(
     with on_device(device):
         launch(
             gram_parts, len(on.parts), packed, parts, on.matrices, on.parts, skip,
-            DEPTH=DEPTH, **settings,
+            **{**settings, **PARTS},
         )  # fmt: skip
         if on.small is not None:
             launch(

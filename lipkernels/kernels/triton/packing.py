@@ -23,7 +23,7 @@ from lipkernels.kernels.triton.group import ALIGNMENT, Group, Matrix, offsets
 
 TILE = {"ROWS": 32, "COLUMNS": 128}
 WIDTH = 5  # of the table
-WARPS = 4
+WARPS = {True: 4, False: 8}  # EIGHTS or not: single elements need more threads
 
 
 @dataclass(frozen=True)
@@ -120,6 +120,7 @@ def packed(weights: Sequence[Tensor], shapes: Group, wide: bool) -> Tensor:
     with on_device(shapes.device):
         launch(
             pack, len(tiles), weights[0], workspace, table(shapes, wide), tiles, places,
-            ALIGNED=aligned, EIGHTS=eights, UNIT=ALIGNMENT, WIDTH=WIDTH, **TILE, num_warps=WARPS,
+            ALIGNED=aligned, EIGHTS=eights, UNIT=ALIGNMENT, WIDTH=WIDTH, **TILE,
+            num_warps=WARPS[eights],
         )  # fmt: skip
     return workspace

@@ -421,6 +421,7 @@ class _Forward:
         self.shapes: Group = group(weights)
         device = self.shapes.device
         self.layout: Layout = self.shapes.plan("polar", _layout)
+        self.kept = weights  # copies among them, which must outlive the launches
         self.weights, self.outputs = weights[0], [part[0] for part in outputs]
         self.table = self.shapes.table("polar", torch.int64, lambda: self.layout.rows)
         self.places, self.aligned = self.shapes.places(weights)

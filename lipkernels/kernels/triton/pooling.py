@@ -20,6 +20,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from lipkernels.kernels.triton.offsets import is_long
 from lipkernels.kernels.triton.rounding import from_halves, halves, rounded
 from lipkernels.reference import pooling as reference
 
@@ -68,7 +69,7 @@ def norm_of_tiles(
 ):
     program = tl.program_id(0)
     if LONG:
-        program = program.to(tl.int64)
+        program, n = program.to(tl.int64), n.to(tl.int64)
     o = program * BLOCK + tl.arange(0, BLOCK)
     f = program * (BLOCK * KW) + tl.arange(0, BLOCK * KW)
     row = f // (out_columns * VW)
@@ -104,7 +105,7 @@ def spread_to_tiles(
 ):
     program = tl.program_id(0)
     if LONG:
-        program = program.to(tl.int64)
+        program, n = program.to(tl.int64), n.to(tl.int64)
     o = program * BLOCK + tl.arange(0, BLOCK)
     f = program * (BLOCK * KW) + tl.arange(0, BLOCK * KW)
     row = f // (out_columns * VW)
@@ -132,7 +133,7 @@ def norm_of_rows(
 ):
     program = tl.program_id(0)
     if LONG:
-        program = program.to(tl.int64)
+        program, n = program.to(tl.int64), n.to(tl.int64)
     r = program * ROWS + tl.arange(0, ROWS)
     at = r[:, None] * (length * VL)
     total = tl.zeros((ROWS, BLOCK), tl.float64 if x.dtype.element_ty == tl.float64 else tl.float32)
@@ -162,7 +163,7 @@ def spread_to_rows(
 ):
     program = tl.program_id(0)
     if LONG:
-        program = program.to(tl.int64)
+        program, n = program.to(tl.int64), n.to(tl.int64)
     r = program * ROWS + tl.arange(0, ROWS)
     at = r[:, None] * (length * VL)
     norm = tl.load(y + r, mask=r < n, other=1.0)
@@ -200,7 +201,7 @@ def norm_of_windows(
 ):
     program = tl.program_id(0)
     if LONG:
-        program = program.to(tl.int64)
+        program, n = program.to(tl.int64), n.to(tl.int64)
     o = program * BLOCK + tl.arange(0, BLOCK)
     step = channels * VC if LAST else 1
     pixel = o // step if LAST else o
@@ -247,7 +248,7 @@ def spread_to_windows(
 ):
     program = tl.program_id(0)
     if LONG:
-        program = program.to(tl.int64)
+        program, n = program.to(tl.int64), n.to(tl.int64)
     e = program * BLOCK + tl.arange(0, BLOCK)
     step = channels * VC if LAST else 1
     pixel = e // step if LAST else e
@@ -305,7 +306,7 @@ def plan(
     )
     planes, most = math.prod(outer), 16 // itemsize
     windows, pixels = planes * out_height * out_width, planes * height * width
-    long = {"LONG": max(windows, pixels) >= 2**31, "num_warps": NUM_WARPS}
+    long = {"LONG": is_long(max(windows, pixels)), "num_warps": NUM_WARPS}
     fills = kernel == stride and (out_height * kernel[0], out_width * kernel[1]) == (height, width)
     whole = fills and (out_height, out_width) == (1, 1)
     columns = kernel[1]

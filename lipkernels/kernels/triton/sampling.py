@@ -18,6 +18,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from lipkernels.kernels.triton.offsets import is_long
 from lipkernels.kernels.triton.permutation import Q_DIMS, WIDEST, Dim, Tiling, tiling
 from lipkernels.kernels.triton.rounding import from_halves, halves, rounded
 
@@ -90,41 +91,47 @@ def permuted_copy(
     first_q, first_k = tl.program_id(0), tl.program_id(1)
     if LONG:
         first_q, first_k = first_q.to(tl.int64), first_k.to(tl.int64)
+        total, n_q, n0, run = (
+            total.to(tl.int64),
+            n_q.to(tl.int64),
+            n0.to(tl.int64),
+            run.to(tl.int64),
+        )
     flat = first_q * (BQ * BK) + tl.arange(0, BQ * BK)
     q = first_q * BQ + tl.arange(0, BQ)
     k = first_k * BK + tl.arange(0, BK)
     inside = (q < n_q * VQ)[:, None] & (k < n_k * VK)[None, :]
 
     digit, rest = q % (n0 * VN), q // (n0 * VN)
-    from_q = digit if X_UNIT else digit * (x0 * VX)
-    to_q = digit if Y_UNIT else digit * (y0 * VY)
+    from_q = digit if X_UNIT else digit * x0 * VX
+    to_q = digit if Y_UNIT else digit * y0 * VY
     if N_DIGITS > 1:
         digit, rest = rest % n1, rest // n1
-        from_q += digit * (x1 * VX)
+        from_q += digit * x1 * VX
         if VR > 0:  # the first two digits are one run of y
             to_q, rest = q % (run * VR), q // (run * VR)
         else:
-            to_q += digit * (y1 * VY)
+            to_q += digit * y1 * VY
     if N_DIGITS > 2:
         digit, rest = rest % n2, rest // n2
-        from_q += digit * (x2 * VX)
-        to_q += digit * (y2 * VY)
+        from_q += digit * x2 * VX
+        to_q += digit * y2 * VY
     if N_DIGITS > 3:
         digit, rest = rest % n3, rest // n3
-        from_q += digit * (x3 * VX)
-        to_q += digit * (y3 * VY)
+        from_q += digit * x3 * VX
+        to_q += digit * y3 * VY
     if N_DIGITS > 4:
         digit, rest = rest % n4, rest // n4
-        from_q += digit * (x4 * VX)
-        to_q += digit * (y4 * VY)
+        from_q += digit * x4 * VX
+        to_q += digit * y4 * VY
     if N_DIGITS > 5:
-        from_q += rest * (x5 * VX)
-        to_q += rest * (y5 * VY)
+        from_q += rest * x5 * VX
+        to_q += rest * y5 * VY
     digit = k if K_RUN else k % m0  # in a run of x, k needs no digits
-    from_k = digit if K_UNIT else digit * (xk0 * VX)
+    from_k = digit if K_UNIT else digit * xk0 * VX
     if not K_RUN:
-        from_k += (k // m0) * (xk1 * VX)
-    to_k = (k % m0) * (yk0 * VY) + (k // m0) * (yk1 * VY)
+        from_k += k // m0 * xk1 * VX
+    to_k = k % m0 * yk0 * VY + k // m0 * yk1 * VY
 
     if FLAT_X:
         value = tl.reshape(tl.load(x + flat, mask=flat < total * VT), (BQ, BK))
@@ -187,7 +194,7 @@ def launch(
         **{"VX": vx, "VY": vy},
         **{"X_UNIT": q0.x == 1, "Y_UNIT": q0.y == 1, "K_UNIT": k[0].x == 1, "K_RUN": run},
         **{"FLAT_X": tiles.flat_x, "FLAT_Y": tiles.flat_y},
-        "LONG": max(_last_offset(dims, "x"), _last_offset(dims, "y")) >= 2**31,
+        "LONG": is_long(max(_last_offset(dims, "x"), _last_offset(dims, "y"))),
         "num_warps": NUM_WARPS,
     }
     return (-(-tiles.n_q // bq), -(-tiles.n_k // bk)), integers, constants
@@ -207,7 +214,7 @@ def _copied(x: Tensor, y: Tensor, dims: tuple[Dim, ...], scale: float) -> Tensor
 def contiguous(x: Tensor) -> Tensor:
     """``x.contiguous()``, but wide on both sides where the layouts cross, as channels last do."""
     x = x.resolve_neg()
-    if x.is_contiguous() or x.dim() > Q_DIMS:
+    if x.is_contiguous() or x.numel() == 0 or x.dim() > Q_DIMS:
         return x.contiguous()
     y = torch.empty_like(x, memory_format=torch.contiguous_format)
     return _copied(x, y, tuple(map(Dim, x.shape, x.stride(), y.stride())), 1.0)

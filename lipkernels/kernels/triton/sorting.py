@@ -19,6 +19,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from lipkernels.kernels.triton.offsets import is_long
 from lipkernels.kernels.triton.sampling import contiguous
 from lipkernels.reference import sorting as reference
 
@@ -58,7 +59,7 @@ def sort_pairs(
     """``SORT``: y = the sorted pairs, and write ``swaps``; otherwise exchange as ``swaps`` says."""
     program = tl.program_id(0)
     if LONG:
-        program = program.to(tl.int64)
+        program, n, inner = program.to(tl.int64), n.to(tl.int64), inner.to(tl.int64)
     pair = program * BLOCK + tl.arange(0, BLOCK)
     byte = program * (BLOCK // 8) + tl.arange(0, BLOCK // 8)
     bit = tl.arange(0, 8)
@@ -104,7 +105,7 @@ def rank_groups(
     """y, index: the elements and their positions, each written to its place in its group."""
     program = tl.program_id(0)
     if LONG:
-        program = program.to(tl.int64)
+        program, n, inner = program.to(tl.int64), n.to(tl.int64), inner.to(tl.int64)
     e = program * BLOCK + tl.arange(0, BLOCK)
     inside = e < n * VN
     row = e // (inner * VI)
@@ -151,7 +152,7 @@ def sort_groups(
     """y, index: columns sorted by (value, position)."""
     program = tl.program_id(0)
     if LONG:
-        program = program.to(tl.int64)
+        program, n, inner = program.to(tl.int64), n.to(tl.int64), inner.to(tl.int64)
     column = program * ROWS + tl.arange(0, ROWS)
     position = tl.arange(0, SIZE)
     inside = (column < n)[:, None] & (position < size)[None, :]
@@ -184,7 +185,7 @@ def move_in_groups(
     """``GATHER``: y = x at ``index`` of its group; otherwise y at ``index`` = x."""
     program = tl.program_id(0)
     if LONG:
-        program = program.to(tl.int64)
+        program, n, inner = program.to(tl.int64), n.to(tl.int64), inner.to(tl.int64)
     e = program * BLOCK + tl.arange(0, BLOCK)
     inside = e < n * VN
     group = e // (inner * VI) // size * size * (inner * VI) + e % (inner * VI)
@@ -207,7 +208,7 @@ def pair_settings(n: int, inner: int, itemsize: int) -> dict[str, Any]:
         "VN": math.gcd(n, most),
         "VI": math.gcd(inner, most),
         "ADJACENT": inner == 1,
-        "LONG": 2 * n >= 2**31,
+        "LONG": is_long(2 * n),
         "num_warps": NUM_WARPS,
     }
 
@@ -219,7 +220,7 @@ def element_settings(n: int, inner: int, itemsize: int) -> dict[str, Any]:
         "BLOCK": _TILE_BYTES // 2 // itemsize,
         "VN": math.gcd(n, most),
         "VI": math.gcd(inner, most),
-        "LONG": n >= 2**31,
+        "LONG": is_long(n),
         "num_warps": NUM_WARPS,
     }
 
@@ -230,7 +231,7 @@ def column_settings(n: int, size: int) -> dict[str, Any]:
     return {
         "ROWS": max(_SORT_ELEMENTS // padded, 1),
         "SIZE": padded,
-        "LONG": n * size >= 2**31,
+        "LONG": is_long(n * size),
         "num_warps": NUM_WARPS,
     }
 

@@ -228,7 +228,7 @@ def _forward_of_one_format(
     weights: Sequence[Tensor], scales: Sequence[float], dtype: torch.dtype
 ) -> tuple[list[Tensor], list[Tensor]]:
     shapes = group(weights)
-    results = [torch.empty_like(w, dtype=dtype) for w in weights]
+    results = [w.new_empty(w.shape, dtype=dtype) for w in weights]
     places, aligned = shapes.places(weights, results)
     worst = shapes.numbers(
         [k * worst_case_factor(x, k, dtype) for x, k in zip(results, scales, strict=True)]
@@ -255,7 +255,7 @@ def _forward_of_one_format(
 def forward(
     weights: Sequence[Tensor], us: Sequence[Tensor], scales: Sequence[float], dtype: torch.dtype
 ) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
-    """As ``lipkernels::spectral_normalize``; of weights that are not float64; saves sigma, u, v."""
+    """As ``lipkernels::spectral_normalize``, of weights that are not float64; saves sigma, u, v."""
     weights = [w.contiguous() for w in weights]
     found: dict[int, tuple[Tensor, list[Tensor]]] = {}
     for members in same_formats(weights):
@@ -278,7 +278,7 @@ def backward(
 ) -> list[Tensor]:
     """As ``lipkernels::spectral_normalize_backward``, with what :func:`forward` saved."""
     grads, weights = [g.contiguous() for g in grads], [w.contiguous() for w in weights]
-    results = [torch.empty_like(w) for w in weights]
+    results = [w.new_empty(w.shape) for w in weights]
     triplets = [saved[k::SAVED_PER_WEIGHT] for k in range(SAVED_PER_WEIGHT)]
     for members in same_formats(weights, grads):
         lists = [[tensors[i] for i in members] for tensors in (grads, results, *triplets)]
