@@ -14,6 +14,13 @@ Row = dict[str, Any]
 
 CORRECTNESS, SANITIZERS, RATES = "correctness", "sanitizers", "rates"
 TABLES = ("ops", "models", "train_step")
+LEGEND = """\
+Times: medians (quartiles) in ms of one call, queued, inputs rotating past the cache (the other
+libraries' do not); both: forward and backward. / first: over the table's first line, round by
+round. / floor: over the least time for the bytes and products (an estimate: bench/gpu/floors.py).
+launches: kernels (+ copies) of a call. norm - 1: of the worst weight; a bound holds where it is at
+most 0. orthogonality: |U U^T - I|_2. value, gradient: worst relative errors against float64.
+"""
 _SHOWN = 40  # failures, reasons
 
 
@@ -180,6 +187,7 @@ def summary(out: Path, ran: Sequence[Row], notes: Sequence[str]) -> tuple[str, i
         for r in ran
     ]
     lines += ["## Steps", "", *_table(["step", "state", "s", "limit s", "starts"], steps), ""]
+    lines += [LEGEND] if set(TABLES) & set(contents) else []
     sections = {CORRECTNESS: _correctness, SANITIZERS: _sanitizers, RATES: _rates}
     for step, content in contents.items():
         lines += [f"## {step}", "", *sections.get(step, _measured)(content)]
