@@ -271,7 +271,7 @@ def test_rows_that_time_did_not_suffice_for_are_named(tmp_path):
     assert found["rows"] == [] and found["not_measured"] == ["a", "b"]
     ran = {"step": "late", "state": "out of time", "seconds": 1.0, "limit": 1.0, "starts": 1}
     text, _ = report.summary(tmp_path, [ran], [])
-    assert "| late | out of time |" in text
+    assert "| late | out of time, 2 rows not measured |" in text
     assert "Not measured, out of time:\n\n- a\n- b" in text
 
 

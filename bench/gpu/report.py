@@ -122,6 +122,8 @@ def _line(row: Row, name: str) -> list[str]:
 
 def _row(row: Row) -> list[str]:
     title = f"**{row['case']}**"
+    if row["state"] == "started":
+        return [f"{title}: it was being measured when the step was ended.", ""]
     if row["state"] != "measured":
         return [f"{title}: {row['state']}, {row.get('reason')}", ""]
     floors = [
@@ -145,6 +147,16 @@ def _measured(content: Content) -> list[str]:
 
 
 # ----------------------------------------------------------------------------------- the whole
+def _lacks(content: Content) -> str:
+    """What the step had no time for."""
+    rows, tests = content.get("not_measured", []), content.get("not_run", 0)
+    late = [t for t, found in content.get("tools", {}).items() if found["state"] == "out of time"]
+    found = [f"{len(rows)} rows not measured"] if rows else []
+    found += [f"{tests} tests not run"] if tests else []
+    found += [f"{tool} out of time" for tool in late]
+    return "".join(f", {what}" for what in found)
+
+
 def _head(contents: Mapping[str, Content]) -> list[str]:
     content = next((c for c in contents.values() if "versions" in c), None)
     if content is None:
@@ -183,8 +195,13 @@ def summary(out: Path, ran: Sequence[Row], notes: Sequence[str]) -> tuple[str, i
     lines += _items("**Wrong:**", wrong) if wrong else ["Nothing wrong was found.", ""]
     lines += _items("Notes:", notes)
     steps = [
-        [r["step"], r["state"], f"{r['seconds']:.1f}", f"{r['limit']:.1f}", str(r["starts"])]
-        for r in ran
+        [
+            row["step"],
+            row["state"] + _lacks(contents[row["step"]]),
+            *(f"{row[key]:.1f}" for key in ("seconds", "limit")),
+            str(row["starts"]),
+        ]
+        for row in ran
     ]
     lines += ["## Steps", "", *_table(["step", "state", "s", "limit s", "starts"], steps), ""]
     lines += [LEGEND] if set(TABLES) & set(contents) else []

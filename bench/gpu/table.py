@@ -107,13 +107,12 @@ class Table:
         """A row for each case, in order, until time is up; the rest are named."""
         rows = self.content["rows"]
         known = {row["case"] for row in rows}
-        for case, make in cases.items():
-            if case in known:
-                continue
-            if time.monotonic() > self.deadline:
-                self.content["not_measured"].append(case)
-                continue
-            start = time.monotonic()
+        coming = [case for case in cases if case not in known]
+        while coming and time.monotonic() <= self.deadline:
+            # Written before the row is measured, which may be the process's end.
+            case, *coming = coming
+            make, start = cases[case], time.monotonic()
+            self.content["not_measured"] = coming
             row: Row = {"case": case, "state": "started"}
             rows.append(row)
             self._write()
@@ -124,6 +123,7 @@ class Table:
             finally:  # if the device is lost, this is the process's last row
                 row |= {"reason": failed.get(case), "took_seconds": time.monotonic() - start}
                 self._write()
+        self.content["not_measured"] = coming
         self._write()
 
     def _write(self) -> None:
