@@ -51,7 +51,8 @@ def _builds():
                 kernel,
                 signature,
                 {**constants, **tiling.constants},
-                **tiling.options,
+                **tiling.options
+                | ({"num_stages": kernels.GRAM_STAGES} if kernel is kernels.gram else {}),
                 wide_loads=True,
                 narrow=80,
                 registers=200,

@@ -66,6 +66,7 @@ from lipkernels.reference.rounding import worst_case_factor
 _UNSCALE = tl.constexpr(1.0 / (128.0 * 128.0))
 # Gamma, of Frobenius norm at most two, grows by (1 + beta)^n at most: 875 after 15 steps of 1/2.
 _GAMMA_SCALE, _S_SCALE = tl.constexpr(32.0), tl.constexpr(16.0)
+GRAM_STAGES = 2  # of its loop: with a third sm_80 has too few registers
 _OWN_MARGIN = 1.0 - 2.0**-21  # for what planes round, beyond what the worst-case factor allows for
 
 
@@ -285,7 +286,7 @@ class _Iteration:
             launch(
                 gram, len(self.lower), self.table, self.lower, self.batches, self.hi, self.lo,
                 self.sums, self.state[max(k - 1, 0)], self.state[k], self.tol, x, e,
-                FIRST=k == 0, LANES=LANES, **self.built,
+                FIRST=k == 0, LANES=LANES, **self.built | {"num_stages": GRAM_STAGES},
             )  # fmt: skip
             launch(
                 step, len(self.wide), self.table, self.wide, self.hi, self.lo, self.sums,
