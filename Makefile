@@ -1,4 +1,4 @@
-# make demo | test | bench | certify-fuzz | fuzz | soak | lint | format | clean
+# make demo | test | bench | gpu | certify-fuzz | fuzz | soak | lint | format | clean
 # TORCH chooses the torch that is installed first: nothing after it may replace it.
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
@@ -9,7 +9,7 @@ BIN := $(VENV)/bin
 # ten times slower where another process has the core that the other thread needs.
 export GOMP_SPINCOUNT ?= 1000
 
-.PHONY: demo test bench certify-fuzz fuzz soak lint format clean
+.PHONY: demo test bench gpu certify-fuzz fuzz soak lint format clean
 
 # The whole test environment holds what the demo needs too.
 $(VENV)/.demo: pyproject.toml
@@ -43,6 +43,14 @@ bench: $(VENV)/.bench
 	$(BIN)/python -m pytest bench --benchmark-enable --benchmark-only \
 		--benchmark-columns=min,median,iqr,rounds $(ARGS)
 	$(BIN)/python -m bench
+
+# On a machine with a CUDA device, with $(PYTHON) as it is (torch and Triton installed) and no network:
+# the tests marked gpu, compute-sanitizer, benchmarks; JSON and summary.md go to $(OUT), in 9 minutes.
+# WHEELS: a folder of wheels (pytest, the other libraries) to use besides what is installed.
+OUT ?= build/gpu
+gpu:
+	PYTHONPATH="$(CURDIR)$${PYTHONPATH:+:$$PYTHONPATH}" $(PYTHON) -m bench.gpu --out "$(OUT)" \
+		$(if $(WHEELS),--wheels "$(WHEELS)") $(ARGS)
 
 # 100,000 pathological matrices against exact arithmetic.
 certify-fuzz: $(VENV)/.dev

@@ -20,6 +20,7 @@ import torch
 # A sample is the mean of as many calls as the fastest contender makes in this time, in seconds.
 _SAMPLE = 2e-3
 _MOST_CALLS = 50
+_MOST_QUEUED = 1000
 # Who takes longer than this for the first call has warmed up in it.
 _WARM_ENOUGH = 1.0
 
@@ -74,6 +75,19 @@ def _wait(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
+def _calls(warm: Mapping[str, float], one_call: bool, sample: float | None) -> dict[str, int]:
+    """How many calls make a sample of each contender, which took ``warm`` seconds for one."""
+    if one_call:
+        return dict.fromkeys(warm, 1)
+    if sample is None:
+        fastest = max(min(warm.values()), 1e-9)
+        return dict.fromkeys(warm, max(1, min(_MOST_CALLS, math.ceil(_SAMPLE / fastest))))
+    return {
+        name: max(1, min(_MOST_QUEUED, math.ceil(sample / max(seconds, 1e-9))))
+        for name, seconds in warm.items()
+    }
+
+
 def interleaved(
     contenders: Mapping[str, Callable[[], object]],
     budget: Budget,
@@ -81,24 +95,36 @@ def interleaved(
     seed: int = 0,
     clock: Callable[[], float] = time.perf_counter,
     one_call: bool = False,
+    stopwatch: Callable[[Callable[[], None]], float] | None = None,
+    sample: float | None = None,
 ) -> dict[str, list[float]]:
     """Seconds per call of each contender, a sample per round; the i-th ones belong together.
 
     Each contender is called before anything counts. The garbage collector is off inside.
     ``clock``: seconds; :func:`time.process_time` with one thread shuts out what else is running.
-    ``one_call``: a sample is a single call, however short.
+    ``one_call``: a sample is a single call, however short. ``stopwatch``: instead of ``clock``, the
+    seconds that a function takes. ``sample``: seconds of a sample, to which each contender makes
+    as many calls as it needs (default: all make as many as the fastest).
     """
     if not contenders:
         raise ValueError("contenders: expected at least one, got none")
     device = device or torch.device("cpu")
 
-    def seconds(name: str, times: int) -> float:
+    def by_clock(work: Callable[[], None]) -> float:
         _wait(device)
         start = clock()
-        for _ in range(times):
-            contenders[name]()
+        work()
         _wait(device)
-        return (clock() - start) / times
+        return clock() - start
+
+    watch = stopwatch or by_clock
+
+    def seconds(name: str, times: int) -> float:
+        def work() -> None:
+            for _ in range(times):
+                contenders[name]()
+
+        return watch(work) / times
 
     order = random.Random(seed)
     samples: dict[str, list[float]] = {name: [] for name in contenders}
@@ -108,8 +134,7 @@ def interleaved(
     try:
         first = {name: seconds(name, 1) for name in contenders}
         warm = {n: seconds(n, 1) if s < _WARM_ENOUGH else s for n, s in first.items()}
-        fastest = max(min(warm.values()), 1e-9)
-        calls = 1 if one_call else max(1, min(_MOST_CALLS, math.ceil(_SAMPLE / fastest)))
+        calls = _calls(warm, one_call, sample)
         spent = dict.fromkeys(contenders, 0.0)
         for done in range(budget.most):
             total = sum(spent.values())
@@ -119,8 +144,8 @@ def interleaved(
             taking_part = [name for name in contenders if spent[name] < share]
             order.shuffle(taking_part)
             for name in taking_part:
-                samples[name].append(seconds(name, calls))
-                spent[name] += samples[name][-1] * calls
+                samples[name].append(seconds(name, calls[name]))
+                spent[name] += samples[name][-1] * calls[name]
     finally:
         if enabled:
             gc.enable()
