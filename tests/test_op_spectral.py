@@ -77,7 +77,9 @@ def test_vector_keeps_the_dtype_of_its_start():
 @by_dtype()
 def test_power_iteration_converges_to_the_top_triplet(case, backend, dtype):
     w = case.input(dtype, device=cases.device_of(backend))
-    sigma, u, v = (t.double().cpu() for t in case.call(w, n_iter=400, backend=backend))
+    # The interpreter is slow, and these singular values are far enough apart.
+    n_iter = 80 if backend == "triton" else 400
+    sigma, u, v = (t.double().cpu() for t in case.call(w, n_iter=n_iter, backend=backend))
     left, values, right = torch.linalg.svd(w.double().cpu(), full_matrices=False)
     limit = tolerances.POWER_ITERATION[torch.promote_types(dtype, torch.float32)]
     assert sigma.shape == w.shape[:-2]

@@ -57,14 +57,8 @@ def pool():
 
 @functools.cache
 def report_of(family) -> Future:
+    """What the builds of a family come to; conftest.py asks for all as soon as it may."""
     return pool().submit(compile_family, family)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _start_every_family_that_is_asked_for(request):
-    for item in request.session.items:
-        if item.path == request.path and hasattr(item, "callspec"):
-            report_of(item.callspec.params["family"])
 
 
 @pytest.mark.parametrize(
