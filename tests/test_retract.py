@@ -588,6 +588,45 @@ def test_retraction_is_sound_and_converges(shape, backend):
             )
 
 
+@pytest.mark.parametrize("shape", [(256, 784), (784, 256), (300, 301), (161, 162)], ids=str)
+@pytest.mark.parametrize("scale", [1.0, 0.37, 1e-3, 3000.0])
+def test_retraction_of_large_matrices(shape, scale):
+    """Large enough for the C++ library to leave a large step's last digits to the next call."""
+    generator = torch.Generator().manual_seed(0)
+    w = F.polar_factor(torch.randn(shape, generator=generator), scale)
+    for size in (1e-6, 1e-5, 3e-5, 1e-4, 1e-3, 1e-2):
+        moved = w + scale * size * torch.randn(shape, generator=generator)
+        result = F.retract(moved, scale, backend="cpu")
+        # sigma_max(N) is about m^(1/2) + n^(1/2), so E is 2 sigma size: what is left of it, squared
+        # at least, and the roundings that are paid for.
+        defect = 2 * size * sum(n**0.5 for n in shape)
+        left = min(1.0, 1e-3 + 0.75 * defect**2)
+        values = singular_values(result) / scale
+        assert values[0] <= 1.0
+        assert values[-1] >= 1.0 - left
+        for _ in range(3):
+            result = F.retract(result, scale, backend="cpu")
+        values = singular_values(result) / scale
+        assert values[0] <= 1.0
+        assert values[-1] >= 1.0 - 4e-6
+
+
+def test_retraction_of_large_matrices_with_equal_roundings():
+    """Entries of one size: sums in float32 are all off in the same direction."""
+    h = torch.ones(1, 1)
+    while len(h) < 1024:
+        h = torch.cat((torch.cat((h, h), 1), torch.cat((h, -h), 1)))
+    for rows in (200, 256):
+        for size in (1.0, 1.0 + 3e-4, 1.0 + 1e-3, 1.0 - 3e-4, 1.003):
+            result = F.retract(h[:rows] * (size / 32), backend="cpu")
+            assert_within(result, 1.0, (rows, size))
+
+
+def test_bad_entries_of_a_large_matrix():
+    w = F.polar_factor(torch.randn(256, 300)).index_fill_(0, torch.tensor([7]), float("nan"))
+    assert F.retract(w, backend="cpu").isnan().any()
+
+
 def test_retraction_in_place_counts_as_a_write():
     w = F.polar_factor(torch.randn(4, 6)) * 1.01
     version, y = w._version, (w * torch.ones((), requires_grad=True)).sum()

@@ -79,6 +79,33 @@ static inline void tile(int64_t k, const TA* a, int64_t rs, int64_t cs, const T*
   }
 }
 
+// What a tile is summed in: in its own format (CHUNK = 0), or only CHUNK rows at a time, which are
+// added up in double.
+template <class T, int CHUNK>
+struct Summed {
+  typedef double type;
+};
+template <class T>
+struct Summed<T, 0> {
+  typedef T type;
+};
+
+template <class T, int CHUNK, class TA>
+static inline void summed_tile(int64_t k, const TA* a, int64_t rs, int64_t cs, const T* panel,
+                               typename Summed<T, CHUNK>::type* sum) {
+  if constexpr (CHUNK == 0) {
+    tile<T, TA>(k, a, rs, cs, panel, sum);
+  } else {
+    alignas(64) T out[MR * NR<T>];
+    for (int x = 0; x < MR * NR<T>; ++x) sum[x] = 0;
+    for (int64_t p = 0; p < k; p += CHUNK) {
+      const int64_t depth = k - p < CHUNK ? k - p : CHUNK;
+      tile<T, TA>(depth, a + p * cs, rs, cs, panel + p * NR<T>, out);
+      for (int x = 0; x < MR * NR<T>; ++x) sum[x] += out[x];
+    }
+  }
+}
+
 // Columns [j0, j0 + NR) of B, all k rows of them, one panel; what B does not have is zero.
 template <class T, class TB>
 static void pack_panel(View<const TB> b, int64_t k, int64_t n, int64_t j0, T* panel) {
@@ -113,10 +140,12 @@ template <class T>
 inline int64_t packed_size(int64_t k, int64_t n) { return k * round_up(n, NR<T>); }
 
 // C = alpha A B + beta C. `packed` has packed_size<T>(K, N) elements, aligned to VECTOR_BYTES.
-// C may be B (which is packed whole before anything is written), but not A.
-template <class T, class TA, class TB, class TC>
+// C may be B (which is packed whole before anything is written), but not A. CHUNK: see `Summed`.
+template <class T, int CHUNK = 0, class TA, class TB, class TC>
 void gemm(const Team& team, int64_t m, int64_t n, int64_t k, View<const TA> a, View<const TB> b,
-          View<TC> c, T alpha, T beta, bool lower, T* packed) {
+          View<TC> c, typename Summed<T, CHUNK>::type alpha, typename Summed<T, CHUNK>::type beta,
+          bool lower, T* packed) {
+  typedef typename Summed<T, CHUNK>::type Sum;
   const int64_t panels = round_up(n, NR<T>) / NR<T>, strips = round_up(m, MR) / MR;
   team.each(panels, k * NR<T>, [&](int64_t j) {
     pack_panel<T, TB>(b, k, n, j * NR<T>, packed + j * k * NR<T>);
@@ -126,14 +155,14 @@ void gemm(const Team& team, int64_t m, int64_t n, int64_t k, View<const TA> a, V
   const int64_t work = MR * n * k / 8, group = work < 1 << 13 ? 8 : 4;
   const int64_t pieces = (strips + group - 1) / group;
   team.run(pieces, [&](int64_t i, int) {
-    alignas(64) T out[MR * NR<T>];
+    alignas(64) Sum out[MR * NR<T>];
     // From below: with `lower` the last rows are the most work, and the threads end together if the
     // small pieces are left for the end.
     const int64_t s0 = (pieces - 1 - i) * group;
     const int64_t s1 = s0 + group < strips ? s0 + group : strips;
     for (int64_t k0 = 0; k0 < k || k0 == 0; k0 += KC) {
       const int64_t depth = k - k0 < KC ? k - k0 : KC;
-      const T keep = k0 == 0 ? beta : T(1);
+      const Sum keep = k0 == 0 ? beta : Sum(1);
       for (int64_t j = 0; j < panels; ++j) {
         const int64_t j0 = j * NR<T>, width = n - j0 < NR<T> ? n - j0 : NR<T>;
         for (int64_t s = s0; s < s1; ++s) {
@@ -141,29 +170,29 @@ void gemm(const Team& team, int64_t m, int64_t n, int64_t k, View<const TA> a, V
           if (lower && j0 > i0 + height - 1) continue;
           const T* panel = packed + (j * k + k0) * NR<T>;
           if (height == MR) {
-            tile<T, TA>(depth, a.data + i0 * a.rs + k0 * a.cs, a.rs, a.cs, panel, out);
+            summed_tile<T, CHUNK, TA>(depth, a.data + i0 * a.rs + k0 * a.cs, a.rs, a.cs, panel, out);
           } else {  // the last rows: a tile of which some rows repeat the last one
             TA edge[MR * KC];
             for (int64_t p = 0; p < depth; ++p)
               for (int i = 0; i < MR; ++i)
                 edge[p * MR + i] = a(i0 + (i < height ? i : height - 1), k0 + p);
-            tile<T, TA>(depth, edge, 1, MR, panel, out);
+            summed_tile<T, CHUNK, TA>(depth, edge, 1, MR, panel, out);
           }
           if (c.cs == 1) {
             for (int64_t i = 0; i < height; ++i) {
               TC* to = c.data + (i0 + i) * c.rs + j0;
-              const T* from = out + i * NR<T>;
-              if (keep == T(0)) {
+              const Sum* from = out + i * NR<T>;
+              if (keep == Sum(0)) {
                 for (int64_t x = 0; x < width; ++x) to[x] = (TC)(alpha * from[x]);
               } else {
-                for (int64_t x = 0; x < width; ++x) to[x] = (TC)(alpha * from[x] + keep * (T)to[x]);
+                for (int64_t x = 0; x < width; ++x) to[x] = (TC)(alpha * from[x] + keep * (Sum)to[x]);
               }
             }
           } else {
             for (int64_t x = 0; x < width; ++x)
               for (int64_t i = 0; i < height; ++i) {
                 TC& to = c(i0 + i, j0 + x);
-                to = (TC)(alpha * out[i * NR<T> + x] + (keep == T(0) ? T(0) : keep * (T)to));
+                to = (TC)(alpha * out[i * NR<T> + x] + (keep == Sum(0) ? Sum(0) : keep * (Sum)to));
               }
           }
         }

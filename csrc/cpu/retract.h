@@ -17,6 +17,95 @@ inline double second_coefficient(double b) {
   return std::fmax(0.0, ((1 / std::sqrt(1 + b) - 1 + 0.5 * b) / (b * b)) * (1 - 1e-6));
 }
 
+// |E|_F up to which a large matrix leaves E^2 to the next call: X + E X / 2 leaves 3/4 |E|_2^2, 1%.
+constexpr double MAX_PLAIN_STEP = 0.125;
+// Rows that a float32 Gram matrix is summed over before a double takes the sum.
+constexpr int COARSE_DEPTH = 16;
+// How many times what that may round the defect has to be.
+constexpr double ENOUGH = 64;
+// Scales whose squares leave float32 its digits.
+constexpr double SMALLEST_COARSE = 1.0 / 256, LARGEST_COARSE = 256;
+
+// Multiplications m^2 n from which time is worth more than the last digits of a large step; the next
+// call, after a smaller one, finds them.
+constexpr int64_t WORTH_HURRYING = 1 << 22;
+
+constexpr double UNIT = 5.97e-8;  // a little more than 2^-24
+
+// What float32 rounds in a sum of m products, relative to the sum of their sizes.
+inline double sum_rounding(int64_t m) { return double((m < KC ? m : KC) + m / KC + 3) * UNIT; }
+
+// The same in the trace of a Gram matrix of an orthogonal X summed in chunks.
+inline double coarse_rounding(int64_t m) { return (COARSE_DEPTH + 1) * UNIT * double(m); }
+
+// |E|_F at most, and how much of it is what a float32 Gram matrix may have rounded.
+struct Defect {
+  double norm, rounding;
+};
+
+// As `defect`, with products in float32: a third of the time, and worse than what an orthogonal
+// matrix needs, but not than what a step leaves.
+inline Defect coarse_defect(const Team& team, int64_t m, int64_t n, View<const float> x,
+                            double factor, View<double> e, float* packed, double* partial) {
+  gemm<float, COARSE_DEPTH>(team, m, m, n, x, x.t(), e, -factor, 0.0, true, packed);
+  double trace = 0;  // of X X^T, positive terms: as exact as each of them
+  for (int64_t i = 0; i < m; ++i) {
+    trace -= e(i, i);
+    e(i, i) += 1.0;
+  }
+  // |fl(X X^T) - X X^T|_F <= gamma | |X| |X|^T |_F <= gamma |X|_F^2; what subnormal numbers lose,
+  // rounded or flushed to zero, is far below 1e-30 each.
+  const double rounding = (COARSE_DEPTH + 1) * UNIT * trace + double(n) * double(m) * factor * 1e-30;
+  return {std::sqrt(square_of_lower(team, m, e, partial)) * (1 + 1e-12) + rounding, rounding};
+}
+
+// sum_i a[i] x(i, k) for every k, where x's rows or columns are contiguous.
+inline void combined(const Team& team, int64_t m, int64_t n, View<const float> x, const float* a,
+                     float* to) {
+  constexpr int64_t BLOCK = 64;
+  const int64_t blocks = (n + BLOCK - 1) / BLOCK;
+  team.each(blocks, BLOCK * m / 8, [&](int64_t b) {
+    const int64_t k0 = b * BLOCK, width = n - k0 < BLOCK ? n - k0 : BLOCK;
+    float sum[BLOCK] = {};
+    if (x.cs == 1) {
+      for (int64_t i = 0; i < m; ++i) {
+        const float* row = x.row(i) + k0;
+        for (int64_t k = 0; k < width; ++k) sum[k] += a[i] * row[k];
+      }
+    } else {
+      for (int64_t k = 0; k < width; ++k) {
+        const float* column = x.data + (k0 + k) * x.cs;
+        float lanes[16] = {};
+        int64_t i = 0;
+        for (; i + 16 <= m; i += 16)
+          for (int l = 0; l < 16; ++l) lanes[l] += a[i + l] * column[i + l];
+        for (; i < m; ++i) sum[k] += a[i] * column[i];
+        for (int l = 0; l < 16; ++l) sum[k] += lanes[l];
+      }
+    }
+    for (int64_t k = 0; k < width; ++k) to[k0 + k] = sum[k];
+  });
+}
+
+// |E z| for signs z: its square is |E|_F^2 on average over the signs. To choose by, not to trust.
+inline double estimated_defect(const Team& team, int64_t m, int64_t n, View<const float> x,
+                               double factor, float* scratch) {
+  float *signs = scratch, *y = signs + padded(m), *z = y + padded(n);
+  uint32_t state = 1;
+  for (int64_t i = 0; i < m; ++i) {
+    state = state * 1664525u + 1013904223u;
+    signs[i] = state >> 31 ? 1.0f : -1.0f;
+  }
+  combined(team, m, n, x, signs, y);
+  combined(team, n, m, x.t(), y, z);
+  double square = 0;
+  for (int64_t i = 0; i < m; ++i) {
+    const double left = signs[i] - factor * z[i];
+    square += left * left;
+  }
+  return std::sqrt(square);
+}
+
 struct Retract {
   float* weight;  // in place
   int64_t rows, cols;
@@ -35,34 +124,48 @@ inline void polar_retract(const Team& team, const Retract& job, Workspace space)
   double* partial = space.take<double>(m);
   double* packed = space.take<double>(packed_size<double>(n > m ? n : m, m));
 
-  const double frobenius =
-      defect(team, m, n, read_only(w), 1 / (job.scale * job.scale), e, packed, partial);
+  const double inverse = 1 / (job.scale * job.scale);
+  Defect found{};
+  const bool hurries = m * m * n >= WORTH_HURRYING;
+  if (hurries && job.scale >= SMALLEST_COARSE && job.scale <= LARGEST_COARSE &&
+      estimated_defect(team, m, n, read_only(w), inverse, (float*)packed) > ENOUGH * coarse_rounding(m))
+    found = coarse_defect(team, m, n, read_only(w), inverse, e, (float*)packed, partial);
+  if (!(found.norm > 0.5 * ENOUGH * coarse_rounding(m)))  // not asked for, or not worth it
+    found = {defect(team, m, n, read_only(w), inverse, e, packed, partial), 0.0};
+  const double frobenius = found.norm;
   if (!(frobenius <= MAX_STEP)) {  // a NaN fails the comparison too
     *job.status = ILL_CONDITIONED;
     return;
   }
   to_single(team, m, e, single);
-  gemm<float>(team, m, m, m, read_only(single), read_only(single), squared, 1.0f, 0.0f, true,
-              (float*)packed);
-  // |E|_2 <= |E^2|_F^(1/2), the rounding of the product included.
-  const double u = 5.97e-8;  // a little more than 2^-24
-  const double rounding = double((m < KC ? m : KC) + m / KC + 3) * u;  // of a sum over m, relatively
-  const double square = square_of_lower(team, m, squared, partial);
-  const double norm = std::fmin(
-      frobenius, std::sqrt(std::sqrt(square) + rounding * frobenius * frobenius));
-  const double c = second_coefficient(norm);
-  team.each(m, m / 16, [&](int64_t i) {
-    float* to = squared.row(i);
-    const float* from = single.row(i);
-    for (int64_t j = 0; j <= i; ++j) to[j] = 0.5f * from[j] + float(c) * to[j];
-  });
-  mirror(team, m, squared);
+  double norm = frobenius, c = 0;
+  const double rounding = sum_rounding(m);
+  if (frobenius > (hurries ? MAX_PLAIN_STEP : 0.0)) {
+    gemm<float>(team, m, m, m, read_only(single), read_only(single), squared, 1.0f, 0.0f, true,
+                (float*)packed);
+    // |E|_2 <= |E^2|_F^(1/2), the rounding of the product included.
+    const double square = square_of_lower(team, m, squared, partial);
+    norm = std::fmin(norm, std::sqrt(std::sqrt(square) + rounding * frobenius * frobenius) +
+                               found.rounding);
+    c = second_coefficient(norm);
+    team.each(m, m / 16, [&](int64_t i) {
+      float* to = squared.row(i);
+      const float* from = single.row(i);
+      for (int64_t j = 0; j <= i; ++j) to[j] = 0.5f * from[j] + float(c) * to[j];
+    });
+    mirror(team, m, squared);
+  } else {
+    std::swap(single, squared);  // C = E / 2: the products below halve it
+  }
   // What float32 does to the correction: |fl(C X) - C X|_F <= rounding |C|_F |X|_F, and C's own.
   const double correction = 0.5 * frobenius + c * frobenius * frobenius;
-  const double lost = 3 * rounding * correction * std::sqrt(double(m) * (1 + norm));
+  // And a Gram matrix that is off by D makes it off by D / 2 + c (E D + D E + D^2).
+  const double off = found.rounding * (0.5 + c * (2 * frobenius + found.rounding));
+  const double lost = 3 * rounding * correction * std::sqrt(double(m) * (1 + norm)) +
+                      off * std::sqrt(1 + norm);
   const float factor = float(job.margin / (1 + lost));
-  gemm<float>(team, m, n, m, read_only(squared), read_only(w), w, factor, factor, false,
-              (float*)packed);
+  gemm<float>(team, m, n, m, read_only(squared), read_only(w), w, c > 0 ? factor : 0.5f * factor,
+              factor, false, (float*)packed);
   *job.status = DONE;
 }
 

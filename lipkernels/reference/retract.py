@@ -25,7 +25,9 @@ so that sigma (1 + e/2 + c e^2), e = 1 - sigma^2, is one at both ends of e in [-
     c = ((1 + b)^(-1/2) - 1 + b/2) / b^2.
 
 Between the ends it is below one, and so it is for e in [0, 1]. E is computed in float64, and what
-float32 rounds in the product is bounded by its Frobenius norms and paid by a division.
+float32 rounds in the product is bounded by its Frobenius norms and paid by a division. (Of a large
+matrix after a large step the C++ library computes E in float32 and pays for what that may round,
+and leaves E^2 to the next call where |E|_F is small: c = 0 is sound too.)
 
 Retracting after each step: Absil, Mahony and Sepulchre, "Optimization algorithms on matrix
 manifolds", 2008, section 4.1.
