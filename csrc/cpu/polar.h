@@ -123,6 +123,17 @@ inline double defect(const Team& team, int64_t m, int64_t n, View<const float> u
   return norm * (1 + 1e-12) + double(n + 4) * (double(m) + std::sqrt(double(m)) * norm) * 2.3e-16;
 }
 
+constexpr double UNIT = 5.97e-8;  // a little more than 2^-24
+
+// What float32 rounds in a sum of m products, relative to the sum of their sizes.
+inline double sum_rounding(int64_t m) { return double((m < KC ? m : KC) + m / KC + 3) * UNIT; }
+
+// What float32 adds to (I + C) X, relative to |X|, if |C|_F <= correction and |E|_2 <= norm:
+// |fl(C X) - C X|_F <= rounding |C|_F |X|_F, and C's own.
+inline double correction_rounding(int64_t m, double correction, double norm) {
+  return 3 * sum_rounding(m) * correction * std::sqrt(double(m) * (1 + norm));
+}
+
 // Multiplies every entry of U by `factor`.
 inline void multiply(const Team& team, int64_t m, int64_t n, View<float> u, float factor) {
   float* data = u.data;
@@ -161,7 +172,8 @@ inline double finish(const Team& team, int64_t m, int64_t n, View<float> u, doub
   }
   View<float> half = rows_of((float*)e2.data, ld);
   to_single(team, m, e, half);
-  const double factor = scale * margin;
+  const double factor =
+      scale * margin / (1 + correction_rounding(m, 0.5 * *defect_out, *defect_out));
   gemm<float>(team, m, n, m, read_only(half), read_only(u), u, float(0.5 * factor), float(factor),
               false, (float*)packed);
   return factor;

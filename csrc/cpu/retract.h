@@ -30,11 +30,6 @@ constexpr double SMALLEST_COARSE = 1.0 / 256, LARGEST_COARSE = 256;
 // call, after a smaller one, finds them.
 constexpr int64_t WORTH_HURRYING = 1 << 22;
 
-constexpr double UNIT = 5.97e-8;  // a little more than 2^-24
-
-// What float32 rounds in a sum of m products, relative to the sum of their sizes.
-inline double sum_rounding(int64_t m) { return double((m < KC ? m : KC) + m / KC + 3) * UNIT; }
-
 // The same in the trace of a Gram matrix of an orthogonal X summed in chunks.
 inline double coarse_rounding(int64_t m) { return (COARSE_DEPTH + 1) * UNIT * double(m); }
 
@@ -139,13 +134,12 @@ inline void polar_retract(const Team& team, const Retract& job, Workspace space)
   }
   to_single(team, m, e, single);
   double norm = frobenius, c = 0;
-  const double rounding = sum_rounding(m);
   if (frobenius > (hurries ? MAX_PLAIN_STEP : 0.0)) {
     gemm<float>(team, m, m, m, read_only(single), read_only(single), squared, 1.0f, 0.0f, true,
                 (float*)packed);
     // |E|_2 <= |E^2|_F^(1/2), the rounding of the product included.
     const double square = square_of_lower(team, m, squared, partial);
-    norm = std::fmin(norm, std::sqrt(std::sqrt(square) + rounding * frobenius * frobenius) +
+    norm = std::fmin(norm, std::sqrt(std::sqrt(square) + sum_rounding(m) * frobenius * frobenius) +
                                found.rounding);
     c = second_coefficient(norm);
     team.each(m, m / 16, [&](int64_t i) {
@@ -157,12 +151,11 @@ inline void polar_retract(const Team& team, const Retract& job, Workspace space)
   } else {
     std::swap(single, squared);  // C = E / 2: the products below halve it
   }
-  // What float32 does to the correction: |fl(C X) - C X|_F <= rounding |C|_F |X|_F, and C's own.
   const double correction = 0.5 * frobenius + c * frobenius * frobenius;
   // And a Gram matrix that is off by D makes it off by D / 2 + c (E D + D E + D^2).
   const double off = found.rounding * (0.5 + c * (2 * frobenius + found.rounding));
-  const double lost = 3 * rounding * correction * std::sqrt(double(m) * (1 + norm)) +
-                      off * std::sqrt(1 + norm);
+  const double lost =
+      correction_rounding(m, correction, norm) + off * std::sqrt(1 + norm);
   const float factor = float(job.margin / (1 + lost));
   gemm<float>(team, m, n, m, read_only(squared), read_only(w), w, c > 0 ? factor : 0.5f * factor,
               factor, false, (float*)packed);
