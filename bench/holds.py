@@ -38,13 +38,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     p = argparse.ArgumentParser(prog="python -m bench.holds", description=__doc__)
     p.add_argument("--seeds", type=int, default=5, help="how many (default: 5)")
     p.add_argument("--hold", choices=tuple(ADAM), help="one way only")
-    p.add_argument("--epochs", type=int, default=FULL.epochs, help="default: the demo's")
+    p.add_argument("--epochs", type=int, help="default: the demo's, for each way its own")
     options = p.parse_args(argv)
     digits = data.load(validate=True)
     names = ["clean", *(f"at {r:g}" for r in FULL.table_radii), "seconds"]
     print(f"{'':14}" + "".join(f"{name:>16}" for name in names))
     for hold in [options.hold] if options.hold else ADAM:
-        rows = [run(hold, seed, digits, options.epochs) for seed in range(options.seeds)]
+        epochs = options.epochs or FULL.epochs[hold]
+        rows = [run(hold, seed, digits, epochs) for seed in range(options.seeds)]
         cells = [
             f"{statistics.mean(values):.2f} ± {statistics.stdev(values):.2f}"
             if len(values) > 1

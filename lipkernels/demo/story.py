@@ -24,11 +24,12 @@ from lipkernels.demo.train import Recipe, fit
 def _train(
     opts: Namespace, preset: Preset, digits: data.Digits, say: Callable[[str], None]
 ) -> tuple[nn.Module, nn.Module, dict[str, Any], dict[str, Any]]:
-    """Both networks, trained on the same batches, and what is to be said of each training."""
-    epochs = opts.epochs or preset.epochs
+    """Both networks, trained on the same images, and what is to be said of each training."""
+    epochs = opts.epochs or preset.epochs[opts.hold]
     peak, beta2 = ADAM[opts.hold]
     ours_recipe = Recipe(epochs, peak, preset.batch, shift=preset.shift, beta2=beta2)
-    twin_recipe = Recipe(epochs, preset.twin_peak, preset.batch, shift=preset.shift)
+    twin_epochs = opts.epochs or preset.twin_epochs
+    twin_recipe = Recipe(twin_epochs, preset.twin_peak, preset.batch, shift=preset.shift)
     margin = lnn.MarginCrossEntropyLoss(temperature=preset.temperature, offset=preset.offset)
 
     torch.manual_seed(opts.seed)
