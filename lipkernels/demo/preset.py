@@ -15,9 +15,9 @@ ADAM = {"retract": (8e-3, 0.98), "reparametrize": (1e-2, 0.99)}
 
 @dataclass(frozen=True)
 class Preset:
-    """Training (passes over the images by how the constraint is held), the l2 radii (pixels in [0, 1]) of the table, the plot and the example, and what
-    --audit spends: AutoAttack's budget, and how many groups, of how many images with neighbouring
-    certified radii, it attacks at these."""
+    """Training (passes over the images by how the constraint is held), the l2 radii (pixels in
+    [0, 1]) of the table, the plot and the example, and what --audit spends: AutoAttack's budget,
+    and how many groups, of how many images with neighbouring radii, it attacks at these."""
 
     epochs: dict[str, int]
     batch: int
