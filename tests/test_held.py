@@ -81,9 +81,10 @@ def test_every_way_gives_the_projection():
         a = torch.randn(batch, outputs, dtype=torch.float64)
         b = torch.randn(batch, inputs, dtype=torch.float64)
         exact = reference.project(a.mT @ b, w, 0.5)
-        for d in (None, a @ w):
-            found = reference.project_product(a, b, b @ w.mT, d, w, 0.5)
-            torch.testing.assert_close(found, exact)
+        for c in (None, b @ w.mT):
+            for d in (None, a @ w):
+                found = reference.project_product(a, b, c, d, w, 0.5)
+                torch.testing.assert_close(found, exact)
         costs = reference._multiplications(batch, *sorted((outputs, inputs)))
         chosen.add(min(costs, key=costs.__getitem__))
     assert chosen == set(costs)

@@ -46,19 +46,23 @@ class _HeldWeight(torch.autograd.Function):
 
 
 class _HeldLinear(torch.autograd.Function):
-    """x W^T + b with a held W, whose gradient is projected before it is a matrix.
+    """x W^T + b with a held W, whose gradient is projected where it arises.
 
-    It is delta^T x, delta the gradient of the output, and what its projection needs products with
-    W for, x W^T and delta W, the layer computes anyway.
+    It is delta^T x, delta the gradient of the output. Of what its projection needs products with W
+    for, x W^T and delta W, the layer computes anyway: for all but large batches that is cheaper
+    than to project a matrix.
     """
 
     @staticmethod
     def forward(
         ctx: Any, x: Tensor, raw: Tensor, bias: Tensor | None, layer: ConstrainedWeight
     ) -> Tensor:
+        ctx.layer, ctx.scale = layer, layer.matrix_scale()
+        if not reference.is_cheaper_as_product(x.numel() // max(x.shape[-1], 1), *raw.shape):
+            ctx.save_for_backward(x, raw, bias, None)
+            return nn.functional.linear(x, raw, bias)
         # Without the bias: where that is large it would cost the projection digits.
         z = x @ raw.T
-        ctx.layer, ctx.scale = layer, layer.matrix_scale()
         ctx.save_for_backward(x, raw, bias, z)
         return z.clone() if bias is None else z + bias
 
@@ -69,7 +73,7 @@ class _HeldLinear(torch.autograd.Function):
             return *_differentiable_backward(ctx, delta), None
         for_x, for_raw, for_bias, _ = ctx.needs_input_grad
         d_x = delta @ raw if for_x else None
-        delta, x, z = _flat(delta), _flat(x), _flat(z)
+        delta, x, z = _flat(delta), _flat(x), None if z is None else _flat(z)
         d_bias = delta.sum(0) if for_bias else None
         d_raw = None
         if for_raw:
@@ -106,7 +110,7 @@ def held_weight(layer: ConstrainedWeight) -> Tensor:
 _SCALES = (2.0**-8, 2.0**8)
 
 
-def _is_projected_as_product(layer: ConstrainedWeight, x: Tensor, bias: Tensor | None) -> bool:
+def _is_projected_here(layer: ConstrainedWeight, x: Tensor, bias: Tensor | None) -> bool:
     raw = layer.raw_weight
     return (
         torch.is_grad_enabled()
@@ -116,7 +120,6 @@ def _is_projected_as_product(layer: ConstrainedWeight, x: Tensor, bias: Tensor |
         and x.dtype == raw.dtype
         and x.layout == torch.strided
         and _SCALES[0] <= layer.matrix_scale() <= _SCALES[1]
-        and reference.is_cheaper_as_product(x.numel() // max(x.shape[-1], 1), *raw.shape)
         and for_products(raw) is raw
         and is_plain_eager((x,) if bias is None else (x, bias))
         and forward_ad._current_level < 0  # no derivatives in forward mode
@@ -125,6 +128,6 @@ def _is_projected_as_product(layer: ConstrainedWeight, x: Tensor, bias: Tensor |
 
 def held_linear(layer: ConstrainedWeight, x: Tensor, bias: Tensor | None) -> Tensor:
     """x W^T + b for a linear ``layer`` whose weight is held."""
-    if _is_projected_as_product(layer, x, bias):
+    if _is_projected_here(layer, x, bias):
         return _HeldLinear.apply(x, layer.raw_weight, bias, layer)  # pyright: ignore[reportReturnType]
     return nn.functional.linear(x, held_weight(layer), bias)

@@ -76,21 +76,29 @@ def is_cheaper_as_product(batch: int, rows: int, cols: int) -> bool:
 
 
 def project_product(
-    a: Tensor, b: Tensor, c: Tensor, d: Tensor | None, weight: Tensor, scale: float
+    a: Tensor, b: Tensor, c: Tensor | None, d: Tensor | None, weight: Tensor, scale: float
 ) -> Tensor:
-    """``project(a.T @ b, weight, scale)`` from c = b W^T, and d = a W if that is there.
+    """``project(a.T @ b, weight, scale)``, from c = b W^T and d = a W if they are there.
 
     a (batch, rows), b (batch, cols), c (batch, rows), d (batch, cols), one format.
     """
     (rows, cols), batch = weight.shape, len(a)
     if rows > cols:
-        d = a @ weight if d is None else d
         return project_product(b, a, d, c, weight.T, scale).T
     costs = _multiplications(batch, rows, cols)
-    if d is None:
-        costs["low rank"] += batch * rows * cols
+    for given in (c, d):
+        if given is None:
+            costs["low rank"] += batch * rows * cols
+    if c is None:
+        costs["symmetric"] += batch * rows * cols
     minus_half = -0.5 / (scale * scale)
-    if costs["low rank"] < costs["symmetric"]:
+    way = min(costs, key=costs.__getitem__)
+    if way == "whole":
+        along = a.T @ b
+        t = along @ weight.T
+        return along.addmm_(t + t.T, weight, alpha=minus_half)
+    c = b @ weight.T if c is None else c
+    if way == "low rank":
         d = a @ weight if d is None else d
         along = a.T @ torch.addmm(b, c, weight, alpha=minus_half)
         return along.addmm_(c.T, d, alpha=minus_half)
