@@ -8,8 +8,14 @@ import os
 import sys
 
 import pytest
+import simt
 import torch
 from hypothesis import HealthCheck, settings
+
+# Without a CUDA device the kernels of csrc/cuda run on the CPU: the library that is loaded where
+# lipkernels is imported, which no test has done yet.
+if simt.why_not() is None:
+    os.environ.setdefault("LIPKERNELS_CUDA_LIBRARY", str(simt.build()))
 
 _SLOW = (HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much)
 settings.register_profile(
