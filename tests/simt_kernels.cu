@@ -87,10 +87,10 @@ __global__ void product(const float* a, const float* b, float* c, float* d) {
   const int row0 = int(threadIdx.x) / 32 * 16;
   Accumulator<2> acc;
   acc.clear();
-  multiply<2, true>(acc, left, right, row0, 0, 48, 16);
+  multiply<BY_COLUMNS>(acc, left, right, row0, 0, 48, 16);
   acc.each(row0, 0, [&](int row, int col, float value) { c[row * 16 + col] = value; });
   acc.clear();
-  multiply<2, false>(acc, left, turned, row0, 0, 48, 16);
+  multiply<BY_ROWS>(acc, left, turned, row0, 0, 48, 16);
   acc.each(row0, 0, [&](int row, int col, float value) { d[row * 16 + col] = value; });
 }
 __global__ void cluster_words(const float* x, float* y) {

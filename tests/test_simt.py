@@ -1,4 +1,4 @@
-"""The host shim under the CUDA kernels (csrc/simt): what it computes, and which mistakes it sees."""
+"""The host shim under the CUDA kernels (csrc/simt): what it computes, which mistakes it sees."""
 
 import ctypes
 import pathlib

@@ -102,20 +102,15 @@ __device__ __forceinline__ float4 load_four(const void* array, int64_t at, int f
   }
   const uint2* from = reinterpret_cast<const uint2*>(static_cast<const uint16_t*>(array) + at);
   require_aligned(from, 8);
-  union {
-    uint2 bits;
-    uint16_t each[4];
-  } four;
-  four.bits = *from;
+  const uint2 four = *from;
+  const uint32_t bits[4] = {four.x & 0xFFFF, four.x >> 16, four.y & 0xFFFF, four.y >> 16};
   float x[4];
+#pragma unroll
   for (int i = 0; i < 4; ++i) {
-    if (format == FLOAT16) {
-      half number;
-      memcpy(&number, &four.each[i], 2);
-      x[i] = to_float(number);
-    } else {
-      x[i] = __uint_as_float(uint32_t(four.each[i]) << 16);
-    }
+    const uint16_t one = uint16_t(bits[i]);
+    half number;
+    memcpy(&number, &one, 2);
+    x[i] = format == FLOAT16 ? to_float(number) : __uint_as_float(bits[i] << 16);
   }
   return {x[0], x[1], x[2], x[3]};
 }
@@ -134,6 +129,12 @@ __device__ __forceinline__ int exponent_of(int bits) {
 }
 
 // ----------------------------------------------------------------------------------------- planes
+__device__ __forceinline__ uint32_t bits_of(half x) {
+  uint16_t bits;
+  memcpy(&bits, &x, 2);
+  return bits;
+}
+
 struct Planes {
   half* hi;
   half* lo;
@@ -143,6 +144,20 @@ struct Planes {
     const half high = __float2half_rn(scaled);
     hi[row * ld + col] = high;
     lo[row * ld + col] = __float2half_rn(scaled - __half2float(high));
+  }
+  // Four neighbours in a row, the first in a column that is a multiple of four.
+  __device__ __forceinline__ void put_four(int row, int col, float4 scaled) const {
+    const float x[4] = {scaled.x, scaled.y, scaled.z, scaled.w};
+    uint32_t high[4], low[4];
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      const half first = __float2half_rn(x[i]);
+      high[i] = bits_of(first);
+      low[i] = bits_of(__float2half_rn(x[i] - __half2float(first)));
+    }
+    *reinterpret_cast<uint2*>(hi + row * ld + col) = {high[0] | high[1] << 16,
+                                                      high[2] | high[3] << 16};
+    *reinterpret_cast<uint2*>(lo + row * ld + col) = {low[0] | low[1] << 16, low[2] | low[3] << 16};
   }
   // The number times its scale.
   __device__ __forceinline__ float get(int row, int col) const {
@@ -208,15 +223,22 @@ __device__ __forceinline__ void load_right_by_rows(uint32_t to[4], const half* t
   ldmatrix_x4_trans(to, tile + (lane / 8 % 2 * 8 + lane % 8) * ld + lane / 16 * 8);
 }
 
-// acc += A B^T (BY_COLUMNS: row j of `b` is column j of the right factor) or A B, over `depth`, a
-// multiple of 16. A warp has rows row0 .. row0 + 15 and columns col0 .. col0 + 8 N - 1; where
-// `col_end` is less than that, tiles that begin there or later are left out. Small terms first.
-template <int N, bool BY_COLUMNS>
+enum Right { BY_ROWS, BY_COLUMNS };
+
+// acc += A B, the right factor stored by rows, or by columns (row j of `b` is column j of it), over
+// `depth`, a multiple of 16. A warp has rows row0 .. row0 + 15 and columns col0 .. col0 + 8 N - 1;
+// tiles that begin at column `col_end` or later are left out.
+//
+// Note [Cut off sums]
+// Tensor cores do not round what they add to an accumulator, they cut it off: a long sum comes out
+// too small. Here every 16 terms are summed by themselves, the small ones first, and added to `acc`
+// by an ordinary float32 addition.
+template <Right STORED, int N>
 __device__ __forceinline__ void multiply(Accumulator<N>& acc, const Planes& a, const Planes& b,
                                          int row0, int col0, int depth, int col_end) {
   static_assert(N % 2 == 0, "tiles of 16 columns");
 #pragma unroll 1
-  for (int k = 0; k < depth; k += 16) {
+  for (int k = 0; k < depth && col0 < col_end; k += 16) {
     uint32_t a_hi[4], a_lo[4];
     load_left(a_hi, a.hi + row0 * a.ld + k, a.ld);
     load_left(a_lo, a.lo + row0 * a.ld + k, a.ld);
@@ -225,7 +247,7 @@ __device__ __forceinline__ void multiply(Accumulator<N>& acc, const Planes& a, c
       const int col = col0 + 8 * j;
       if (col >= col_end) break;  // the same for all lanes
       uint32_t b_hi[4], b_lo[4];
-      if (BY_COLUMNS) {
+      if (STORED == BY_COLUMNS) {
         load_right_by_columns(b_hi, b.hi + col * b.ld + k, b.ld);
         load_right_by_columns(b_lo, b.lo + col * b.ld + k, b.ld);
       } else {
@@ -234,9 +256,12 @@ __device__ __forceinline__ void multiply(Accumulator<N>& acc, const Planes& a, c
       }
 #pragma unroll
       for (int side = 0; side < 2; ++side) {
-        mma16816(acc.value[j + side], a_lo, b_hi + 2 * side);
-        mma16816(acc.value[j + side], a_hi, b_lo + 2 * side);
-        mma16816(acc.value[j + side], a_hi, b_hi + 2 * side);
+        float part[4] = {0.0f, 0.0f, 0.0f, 0.0f};
+        mma16816(part, a_lo, b_hi + 2 * side);
+        mma16816(part, a_hi, b_lo + 2 * side);
+        mma16816(part, a_hi, b_hi + 2 * side);
+#pragma unroll
+        for (int e = 0; e < 4; ++e) acc.value[j + side][e] += part[e];
       }
     }
   }
