@@ -196,7 +196,7 @@ struct Accumulator {
   // f(row, column, value) for every entry that this lane has, counted from (row0, col0).
   template <class F>
   __device__ __forceinline__ void each(int row0, int col0, F f) {
-    const int lane = int(threadIdx.x) % 32;
+    const int lane = thread_anew() % 32;
 #pragma unroll
     for (int j = 0; j < N; ++j) {
 #pragma unroll

@@ -7,11 +7,21 @@
 //   mma16816(c, a, b)                m16n8k16, float32 += fp16 * fp16, PTX's fragment layout
 //   ldmatrix_x4(to, row), ldmatrix_x4_trans(to, row)   its fragments; lane 8 i + r has matrix i's row r
 //   cluster_rank(), cluster_size(), cluster_sync(), cluster_smem(pointer, rank)
+//   thread_anew()                    threadIdx.x, for what shall be computed again, not kept
 //   require_aligned(pointer, bytes)  nothing on a GPU, a check on the host
 //
 // Parameters of a kernel are structs by value, `const __grid_constant__`, 4 KB in all. Warp
 // functions take all 32 lanes (mask ~0u); threads that return never come to a barrier again.
 #pragma once
+
+// LK_CLUSTERS: whether blocks are compiled for clusters and for 227 KB of shared memory each.
+#ifdef LK_SIMT
+#define LK_CLUSTERS 1
+#elif defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900 && __CUDA_ARCH__ < 1200
+#define LK_CLUSTERS 1
+#else
+#define LK_CLUSTERS 0
+#endif
 
 #ifdef LK_SIMT
 #include "../simt/simt.h"
@@ -57,11 +67,18 @@ int launch(void (*kernel)(P...), dim3 grid, dim3 block, size_t shared, int clust
 __device__ __forceinline__ void require_aligned(const void*, size_t) {}
 
 __device__ __forceinline__ void mma16816(float c[4], const uint32_t a[4], const uint32_t b[2]) {
-  asm volatile(
+  asm(
       "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 "
       "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
       : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+}
+
+// threadIdx.x, anew: what is computed from it is not kept in registers from one use to the next.
+__device__ __forceinline__ int thread_anew() {
+  int x;
+  asm volatile("mov.u32 %0, %%tid.x;" : "=r"(x));
+  return x;
 }
 
 __device__ __forceinline__ unsigned shared_address(const void* at) {

@@ -87,7 +87,7 @@ struct Wide {
   }
 
   static __device__ __forceinline__ int warp() {
-    return int(threadIdx.x) / 32;
+    return thread_anew() / 32;
   }
   static __device__ __forceinline__ int row0() {
     return warp() % ROW_GROUPS * 16;
@@ -102,58 +102,72 @@ struct Wide {
     return row == col && row < m ? 1.0f : 0.0f;
   }
 
-  // ------------------------------------------------------------------------------ in the registers
-  // What a thread has of a chunk: fours along the rows, or along the columns of a tall matrix.
-  struct Fours {
-    float4 each[FOURS];
-  };
-
-  __device__ __forceinline__ void load(Fours& to, const Source& from, int chunk) const {
+  // ------------------------------------------------------------------------------------- chunks
+  // A chunk of what `from` is, in units, as M x 64 float32 numbers and in planes.
+  __device__ __forceinline__ void gather(const Source& from, const Unit& unit, int chunk,
+                                         float* to, const Planes& planes) const {
+    const auto take = [&](int row, int col, float value) {
+      value = unit(value);
+      to[row * CHUNK + col] = value;
+      planes.put(row, col, value * SCALE);
+    };
+    if (from.fours && !from.tall) {
 #pragma unroll
-    for (int i = 0; i < FOURS; ++i) {
-      const int k = int(threadIdx.x) + i * THREADS;
-      const int row = from.tall ? k % (M / 4) * 4 : k / (CHUNK / 4);
-      const int col = chunk * CHUNK + (from.tall ? k / (M / 4) : k % (CHUNK / 4) * 4);
-      const bool inside = row < m && col < n;
-      if (from.fours) {
-        to.each[i] = inside ? load_four(from.data, from.at(row, col), from.format)
-                            : float4{0.0f, 0.0f, 0.0f, 0.0f};
-      } else {
-        float four[4];
-#pragma unroll
-        for (int j = 0; j < 4; ++j) {
-          const int r = from.tall ? row + j : row, c = from.tall ? col : col + j;
-          four[j] = r < m && c < n ? load_as_float(from.data, from.at(r, c), from.format) : 0.0f;
+      for (int i = 0; i < FOURS; ++i) {
+        const int k = int(threadIdx.x) + i * THREADS;
+        const int row = k / (CHUNK / 4), col = k % (CHUNK / 4) * 4;
+        float4 four = {0.0f, 0.0f, 0.0f, 0.0f};
+        if (row < m && chunk * CHUNK + col < n) {
+          four = load_four(from.data, from.at(row, chunk * CHUNK + col), from.format);
         }
-        to.each[i] = {four[0], four[1], four[2], four[3]};
+        four = {unit(four.x), unit(four.y), unit(four.z), unit(four.w)};
+        store_four(to, 4 * k, four);
+        planes.put_four(row, col, times(four, SCALE));
+      }
+    } else if (from.fours) {
+#pragma unroll 2
+      for (int i = 0; i < FOURS; ++i) {
+        const int k = int(threadIdx.x) + i * THREADS;
+        const int row = k % (M / 4) * 4, col = k / (M / 4);
+        float4 four = {0.0f, 0.0f, 0.0f, 0.0f};
+        if (row < m && chunk * CHUNK + col < n) {
+          four = load_four(from.data, from.at(row, chunk * CHUNK + col), from.format);
+        }
+        take(row, col, four.x);
+        take(row + 1, col, four.y);
+        take(row + 2, col, four.z);
+        take(row + 3, col, four.w);
+      }
+    } else {
+#pragma unroll 2
+      for (int k = int(threadIdx.x); k < M * CHUNK; k += THREADS) {
+        const int row = from.tall ? k % M : k / CHUNK, col = from.tall ? k / M : k % CHUNK;
+        const bool inside = row < m && chunk * CHUNK + col < n;
+        const int64_t at = from.at(row, chunk * CHUNK + col);
+        take(row, col, inside ? load_as_float(from.data, at, from.format) : 0.0f);
       }
     }
   }
-  // The same from the workspace, where a chunk is M x 64 float32 numbers.
+
+  // What a thread has of a chunk of M x 64 float32 numbers.
+  struct Fours {
+    float4 each[FOURS];
+  };
   __device__ __forceinline__ void load(Fours& to, const float* chunk) const {
 #pragma unroll
     for (int i = 0; i < FOURS; ++i) {
       to.each[i] = load_four(chunk, 4 * (int(threadIdx.x) + i * THREADS), FLOAT32);
     }
   }
-  // f(x) in planes, for every x of a chunk; f: float -> float, scaled.
-  template <class F>
-  __device__ __forceinline__ void put(const Planes& to, const Fours& from, bool tall, F f) const {
+  __device__ __forceinline__ void put(const Planes& to, const Fours& from, float scale) const {
 #pragma unroll
     for (int i = 0; i < FOURS; ++i) {
       const int k = int(threadIdx.x) + i * THREADS;
-      const float4 four = {f(from.each[i].x), f(from.each[i].y), f(from.each[i].z),
-                           f(from.each[i].w)};
-      if (tall) {
-        const int row = k % (M / 4) * 4, col = k / (M / 4);
-        to.put(row, col, four.x);
-        to.put(row + 1, col, four.y);
-        to.put(row + 2, col, four.z);
-        to.put(row + 3, col, four.w);
-      } else {
-        to.put_four(k / (CHUNK / 4), k % (CHUNK / 4) * 4, four);
-      }
+      to.put_four(k / (CHUNK / 4), k % (CHUNK / 4) * 4, times(from.each[i], scale));
     }
+  }
+  static __device__ __forceinline__ float4 times(float4 four, float by) {
+    return {four.x * by, four.y * by, four.z * by, four.w * by};
   }
 
   // ---------------------------------------------------------------------------------- over the whole
@@ -232,10 +246,6 @@ struct Wide {
                                                 int depth) const {
     multiply<BY_COLUMNS>(acc, a, b, row0(), square_col0(), depth, row0() + 16);
   }
-  __device__ __forceinline__ void add_all(Square& acc, const Planes& a, const Planes& b,
-                                          int depth) const {
-    multiply<BY_COLUMNS>(acc, a, b, row0(), square_col0(), depth, M);
-  }
   // acc += A X, for a chunk X
   __device__ __forceinline__ void add_part(Part& acc, const Planes& a, const Planes& of) const {
     multiply<BY_ROWS>(acc, a, of, row0(), part_col0(), M, CHUNK);
@@ -259,11 +269,83 @@ struct Wide {
       if (col < CHUNK) f(row, col, value);
     });
   }
+  // f(row, column) on and below the diagonal of an m x m matrix, for what planes have: no product's
+  // layout is asked for.
+  template <class F>
+  __device__ __forceinline__ void lower(F f) const {
+#pragma unroll 1
+    for (int i = int(threadIdx.x); i < M * M; i += THREADS) {
+      const int row = i / M, col = i % M;
+      if (col <= row) f(row, col);
+    }
+  }
   // What an entry on or below the diagonal of a symmetric matrix counts in |.|_F^2.
   static __device__ __forceinline__ float weight_of(int row, int col) {
     return row == col ? 1.0f : 2.0f;
   }
 
+  // ------------------------------------------------------------------------------ half precision
+  // The chunks, a matrix of norm one, times the largest multiplier that rounding is certain not to
+  // carry over `scale`: as lipkernels/kernels/triton/half.py, which says why.
+  __device__ __forceinline__ void store_within(const float* matrix, const Source& like, void* result,
+                                               int format, double scale, double worst_case,
+                                               float flag) const {
+    const double eps = format == FLOAT16 ? 0x1p-10 : 0x1p-7;
+    const float to_units = float(1.0 / (eps * scale));
+    const float room = float(1.0 / eps) * (2.0f + sqrtf(float(m))) * (1.0f / 4194304.0f);
+    float multiplier = float(worst_case);
+    bool within = false;
+#pragma unroll 1
+    for (int attempt = 0; attempt < 4 && !within; ++attempt) {
+      const float shrink = attempt == 0 ? 0.3f : attempt == 1 ? 0.6f : attempt == 2 ? 1.2f : 2.5f;
+      const float tried = float(scale * max(0.0, 1.0 - double(shrink) * eps));
+      const float norm = rounded_off(matrix, format, tried, to_units);
+      within = norm * (1.0f + 1e-4f) + room <= shrink;
+      if (within) multiplier = tried;
+    }
+    multiplier *= flag;
+    for (int c = rank; c < chunks; c += ranks) {
+      const float* from = matrix + int64_t(c) * M * CHUNK;
+#pragma unroll 1
+      for (int i = int(threadIdx.x); i < M * CHUNK; i += THREADS) {
+        const int row = like.tall ? i % M : i / CHUNK;
+        const int col = like.tall ? i / M : i % CHUNK;
+        if (row < m && c * CHUNK + col < n) {
+          store_from_float(result, like.at(row, c * CHUNK + col), format,
+                           from[row * CHUNK + col] * multiplier);
+        }
+      }
+    }
+  }
+
  private:
+  // At least the norm of what rounding changes, in units.
+  __device__ __forceinline__ float rounded_off(const float* matrix, int format, float multiplier,
+                                               float to_units) const {
+    Square rr;
+    rr.clear();
+    float squares = 0.0f;
+    for (int c = rank; c < chunks; c += ranks) {
+      const float* from = matrix + int64_t(c) * M * CHUNK;
+#pragma unroll 1
+      for (int i = int(threadIdx.x); i < M * CHUNK; i += THREADS) {
+        const float value = from[i] * multiplier;
+        const float r = (rounded_to(value, format) - value) * to_units;
+        squares += r * r;
+        x.put(i / CHUNK, i % CHUNK, r * SCALE);
+      }
+      __syncthreads();
+      add_symmetric(rr, x, x, CHUNK);
+      __syncthreads();
+    }
+    reduce(rr);
+    float own = 0.0f;
+    lower(rr, [&](int row, int col, float& value) {
+      value *= UNSCALE;
+      own += weight_of(row, col) * value * value;
+    });
+    return min(sqrtf(sum_of_all(squares)), sqrtf(sqrtf(sum(own))));
+  }
+
   static constexpr int WARPS_OF_SCRATCH = 32;  // what `block_sum` may use
 };

@@ -561,6 +561,10 @@ int launch(void (*kernel)(P...), dim3 grid, dim3 block, size_t shared, int clust
   return simt::launch(grid, block, shared, cluster, [=] { kernel(args...); });
 }
 
+inline int thread_anew() {
+  return int(threadIdx.x);
+}
+
 inline void require_aligned(const void* at, size_t bytes) {
   if ((uintptr_t)at % bytes != 0) simt::fail(simt::MISALIGNED, "a misaligned access");
 }

@@ -28,7 +28,10 @@ _OWN_MARGIN = 1.0 - 2.0**-22  # for roundings of the kernel beyond those of the 
 _PROBLEM = struct.Struct("6Q 2d 2i")  # PolarProblem
 _FACTOR_BYTES = 4  # of float32
 
+_LARGE_BYTES = 176_384  # of shared memory, for a side of 128
+
 _small = declared("lk_polar_small", POINTER, INT, INT, INT, INT)
+_large = declared("lk_polar_large", POINTER, INT, INT, INT, INT)
 
 
 def on_device(device: torch.device) -> AbstractContextManager:
@@ -53,21 +56,31 @@ def workspace_size(rows: int, cols: int) -> int:
     return (math.ceil(n / CHUNK) + math.ceil(side / CHUNK)) * side * CHUNK
 
 
+def largest_side(device: torch.device) -> int:
+    """The largest small side of a matrix that a block of the device can work on."""
+    if is_simt():
+        return _LARGE
+    about = torch.cuda.get_device_properties(device)
+    roomy = about.shared_memory_per_block_optin >= _LARGE_BYTES
+    return _LARGE if roomy and has_clusters(device) else _SMALL
+
+
 def cluster_of(rows: int, cols: int, device: torch.device) -> int:
     """Blocks that share the columns of a matrix: by its shape alone, so that bits are too."""
-    chunks = math.ceil(max(rows, cols) / CHUNK)
     if not has_clusters(device):
         return 1
-    return next((size for size in (8, 4, 2) if chunks >= 4 * size), 1)
+    chunks = math.ceil(max(rows, cols) / CHUNK)
+    of_each = 1 if min(rows, cols) > _SMALL else 4
+    return next((size for size in (8, 4, 2) if chunks >= of_each * size), 1)
 
 
 def fits(weight: Tensor) -> bool:
     """Whether `forward` takes ``weight``."""
-    return weight.dtype in FORMATS and 0 < min(weight.shape[-2:]) <= _SMALL
+    return weight.dtype in FORMATS and 0 < min(weight.shape[-2:]) <= largest_side(weight.device)
 
 
 def _members(tensors: Sequence[Tensor]) -> Iterator[tuple[int, ...]]:
-    """The addresses of the matrices of tensors with the same batch dimensions, one after another."""
+    """The addresses of the matrices of tensors with the same batch dimensions, one by one."""
     if tensors[0].dim() == 2:
         yield tuple(t.data_ptr() for t in tensors)
         return
@@ -90,7 +103,7 @@ def forward(
     """As ``lipkernels::polar_factor``, for weights that `fits` takes."""
     results, saved = [], []
     device = weights[0].device
-    launches: dict[tuple[int, int], list[bytes]] = {}
+    launches: dict[tuple[bool, int, int], list[bytes]] = {}
     sizes = [workspace_size(*w.shape[-2:]) for w in weights]
     batches = [math.prod(w.shape[:-2]) for w in weights]
     total = sum(size * n for size, n in zip(sizes, batches, strict=True))
@@ -108,11 +121,13 @@ def forward(
         results.append(result)
         saved += parts
         worst_case = _multiplier(weight, scale, dtype)
-        launch = launches.setdefault((FORMATS[weight.dtype], cluster_of(rows, cols, device)), [])
+        kind = (m > _SMALL, FORMATS[weight.dtype], cluster_of(rows, cols, device))
+        launch = launches.setdefault(kind, [])
         for addresses in _members([weight, result, *parts]):
             launch.append(_PROBLEM.pack(*addresses, at, scale, worst_case, rows, cols))
             at += size * _FACTOR_BYTES
     with on_device(device):
-        for (kind, cluster), problems in launches.items():
-            _small(device, b"".join(problems), len(problems), kind, FORMATS[dtype], cluster)
+        for (is_large, kind, cluster), problems in launches.items():
+            run = _large if is_large else _small
+            run(device, b"".join(problems), len(problems), kind, FORMATS[dtype], cluster)
     return results, saved
