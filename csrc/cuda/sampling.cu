@@ -26,10 +26,11 @@ struct Copy {
   char* y;
   double scale;
   Digit by_x[DIMS], by_y[DIMS];
-  uint32_t dims, elements;   // in a tile
-  uint32_t x_width, y_width; // bytes of a word
+  uint32_t dims, elements;    // in a tile
+  uint32_t x_width, y_width;  // bytes of a word: 16, 4 or those of an element
   uint32_t pad_shift;
   bool direct;
+  bool near;  // words of y end within the third digit
 };
 
 // Words of 16 bytes of padding, so that threads which read far apart find different banks.
@@ -151,14 +152,32 @@ __device__ __forceinline__ void write(const Copy& c, char* y, const uint32_t (&l
   for (uint32_t w = threadIdx.x; w < words; w += THREADS) {
     const Place to = place(c.by_y, c.dims, left, w * PER_WORD);
     if (!to.inside) continue;
-    const Neighbours neighbours(c.by_y, w * PER_WORD, to.shared);
-    Elements<T, Word> found;
+    const auto element = [&](uint32_t at) {
+      return scaled<SCALING>(load_word<T>(memory + padded(at, c.pad_shift)), c.scale);
+    };
+    if (PER_WORD == 1 || c.near) {
+      const Neighbours neighbours(c.by_y, w * PER_WORD, to.shared);
+      Elements<T, Word> found;
 #pragma unroll
-    for (uint32_t e = 0; e < PER_WORD; ++e) {
-      const uint32_t at = e == 0 ? to.shared : neighbours.after(c.by_y, e);
-      found.element[e] = scaled<SCALING>(load_word<T>(memory + padded(at, c.pad_shift)), c.scale);
+      for (uint32_t e = 0; e < PER_WORD; ++e) {
+        found.element[e] = element(e == 0 ? to.shared : neighbours.after(c.by_y, e));
+      }
+      store_word<Word>(y + to.y, found.word);
+    } else if constexpr (PER_WORD > 1) {
+      // Seldom (images of 7 x 7, say): little code, and no array that is indexed by a variable.
+      uint64_t half[2] = {0, 0};
+#pragma unroll 1
+      for (uint32_t e = 0; e < PER_WORD; ++e) {
+        const uint32_t at = place(c.by_y, c.dims, left, w * PER_WORD + e).shared;
+        const uint32_t bit = 8 * uint32_t(sizeof(T)) * e;
+        const uint64_t bits = uint64_t(element(at)) << (bit % 64);
+        half[0] |= bit < 64 ? bits : 0;
+        half[1] |= bit < 64 ? 0 : bits;
+      }
+      Word word;
+      memcpy(&word, half, sizeof(word));
+      store_word<Word>(y + to.y, word);
     }
-    store_word<Word>(y + to.y, found.word);
   }
 }
 
@@ -181,20 +200,14 @@ __device__ __forceinline__ void across(const Copy& c, const char* x, char* y,
   }
 }
 
-// f<Word>() for a word of so many bytes, T's at least.
+// f(a word of so many bytes): 16, 4 or those of T.
 template <class T, class F>
 __device__ __forceinline__ void with_words(uint32_t bytes, F f) {
   if (bytes == 16) return f(uint4{});
-  if constexpr (sizeof(T) <= 8) {
-    if (bytes == 8) return f(uint64_t{});
-  }
-  if constexpr (sizeof(T) <= 4) {
+  if constexpr (sizeof(T) < 4) {
     if (bytes == 4) return f(uint32_t{});
   }
-  if constexpr (sizeof(T) <= 2) {
-    if (bytes == 2) return f(uint16_t{});
-  }
-  if constexpr (sizeof(T) == 1) f(uint8_t{});
+  if constexpr (sizeof(T) < 16) f(T{});
 }
 
 template <class T, Scaling SCALING>
@@ -239,7 +252,7 @@ namespace {
 
 bool describe(const CopyDescription& d, Copy& c, uint32_t& tiles) {
   int64_t before = 1;
-  if (d.dims < 1 || d.dims > DIMS) return false;
+  if (d.dims < 1 || d.dims > DIMS || d.itemsize < 1 || d.y_width < d.itemsize) return false;
   for (int k = d.dims; k < DIMS; ++k) c.by_y[k].extent = divisor(1);
   for (int k = 0; k < d.dims; ++k) {
     const int64_t count = (d.size[k] + d.extent[k] - 1) / d.extent[k];
@@ -267,6 +280,8 @@ bool describe(const CopyDescription& d, Copy& c, uint32_t& tiles) {
   c.y_width = uint32_t(d.y_width);
   c.pad_shift = uint32_t(d.pad_shift);
   c.direct = d.direct != 0;
+  const uint32_t three = c.by_y[0].extent.by * c.by_y[1].extent.by * c.by_y[2].extent.by;
+  c.near = three % (c.y_width / uint32_t(d.itemsize)) == 0;
   return true;
 }
 

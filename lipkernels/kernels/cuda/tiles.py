@@ -9,7 +9,7 @@ seldom the same on both sides. A tile has a part of each dimension, its extent:
 3. more of either, in the order of y, until the tile has ``TILE`` bytes.
 
 Extents are whole dimensions or powers of two. A word of a side is as wide as its runs, its strides
-and its address allow, and ends within the third dimension.
+and its address allow.
 """
 
 from __future__ import annotations
@@ -19,8 +19,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 RUN, TILE = 128, 8192
-DIMS, _DIGITS_OF_A_WORD = 6, 3
+DIMS = 6
 WORD = 16
+_LANES = _BANKS = 32
+_PAD_SHIFTS = range(7, 14)
 
 
 @dataclass(frozen=True)
@@ -87,7 +89,7 @@ def _extents(sizes: Sequence[int], by_x: Sequence[int], itemsize: int) -> list[i
 def _word(
     order: Sequence[tuple[int, int, int]], itemsize: int, aligned: int, most_digits: int
 ) -> int:
-    """Bytes of a word: the largest power of two that every run and every step is a multiple of.
+    """Bytes of a word, 16, 4 or those of an element: every run and every step is a multiple of it.
 
     ``order``: (size, extent, stride) of each dimension, the innermost of this side first.
     """
@@ -103,7 +105,26 @@ def _word(
         else:
             whole = False
             numbers.append(stride)
-    return math.gcd(*numbers, n, max(aligned // itemsize, 1)) * itemsize
+    width = math.gcd(*numbers, n, max(aligned // itemsize, 1)) * itemsize
+    return next(w for w in (WORD, 4, itemsize) if w <= width and w >= itemsize)
+
+
+def conflicts(
+    extents: Sequence[int], by_x: Sequence[int], itemsize: int, y_word: int, pad_shift: int
+) -> int:
+    """How many threads of a warp, at most, read the first elements of their words from one bank."""
+    strides, n = [0] * len(extents), itemsize
+    for k in by_x:
+        strides[k] = n
+        n *= extents[k]
+    banks = [0] * _BANKS
+    for lane in range(_LANES):
+        at, number = 0, lane * y_word // itemsize
+        for extent, stride in zip(extents, strides, strict=True):
+            at += number % extent * stride
+            number //= extent
+        banks[(at + (at >> pad_shift << 4)) // 4 % _BANKS] += 1
+    return max(banks)
 
 
 def tile(dims: Iterable[Dim], itemsize: int, x_aligned: int, y_aligned: int) -> Tile:
@@ -120,7 +141,7 @@ def tile(dims: Iterable[Dim], itemsize: int, x_aligned: int, y_aligned: int) -> 
     along_y = [(d.size, e, d.y) for d, e in zip(found, extents, strict=True)]
     along_x = [(sizes[k], extents[k], found[k].x) for k in by_x]
     x_word = _word(along_x, itemsize, x_aligned, len(found))
-    y_word = _word(along_y, itemsize, y_aligned, _DIGITS_OF_A_WORD)
+    y_word = _word(along_y, itemsize, y_aligned, len(found))
     # Straight across: a word lies in the one dimension that is innermost on both sides.
     straight = 0
     if found[0].x == found[0].y == 1:
@@ -135,20 +156,5 @@ def tile(dims: Iterable[Dim], itemsize: int, x_aligned: int, y_aligned: int) -> 
     direct = straight >= min(x_word, y_word)
     if direct:
         x_word = y_word = straight
-    return Tile(
-        tuple(found), tuple(extents), tuple(by_x), x_word, y_word, direct,
-        _pad_shift(extents, by_x, itemsize, y_word),
-    )  # fmt: skip
-
-
-def _pad_shift(extents: Sequence[int], by_x: Sequence[int], itemsize: int, y_word: int) -> int:
-    """So that what neighbouring threads read, a word of y apart, is in different banks."""
-    strides, n = [0] * len(extents), itemsize
-    for k in by_x:
-        strides[k] = n
-        n *= extents[k]
-    apart, number = 0, y_word // itemsize
-    for extent, stride in zip(extents, strides, strict=True):
-        apart += number % extent * stride
-        number //= extent
-    return max(7, (apart & -apart).bit_length() - 1)
+    shift = min(_PAD_SHIFTS, key=lambda shift: conflicts(extents, by_x, itemsize, y_word, shift))
+    return Tile(tuple(found), tuple(extents), tuple(by_x), x_word, y_word, direct, shift)
