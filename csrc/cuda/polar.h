@@ -306,7 +306,7 @@ struct Polar : Wide<M, N_WARPS> {
     if (m == n) save_factor();
     if (result_format != FLOAT32) {
       this->store_within(workspace(0), weight, problem.result, result_format, problem.scale,
-                         problem.worst_case, unit.flag);
+                         problem.worst_case, 1.0, unit.flag);
     }
   }
 };

@@ -285,11 +285,11 @@ struct Wide {
   }
 
   // ------------------------------------------------------------------------------ half precision
-  // The chunks, a matrix of norm one, times the largest multiplier that rounding is certain not to
-  // carry over `scale`: as lipkernels/kernels/triton/half.py, which says why.
+  // The chunks, a matrix of norm 1 / `own`, times the largest multiplier that rounding is certain not
+  // to carry over `scale`: as lipkernels/kernels/triton/half.py, which says why.
   __device__ __forceinline__ void store_within(const float* matrix, const Source& like, void* result,
                                                int format, double scale, double worst_case,
-                                               float flag) const {
+                                               double own, float flag) const {
     const double eps = format == FLOAT16 ? 0x1p-10 : 0x1p-7;
     const float to_units = float(1.0 / (eps * scale));
     const float room = float(1.0 / eps) * (2.0f + sqrtf(float(m))) * (1.0f / 4194304.0f);
@@ -298,7 +298,7 @@ struct Wide {
 #pragma unroll 1
     for (int attempt = 0; attempt < 4 && !within; ++attempt) {
       const float shrink = attempt == 0 ? 0.3f : attempt == 1 ? 0.6f : attempt == 2 ? 1.2f : 2.5f;
-      const float tried = float(scale * max(0.0, 1.0 - double(shrink) * eps));
+      const float tried = float(scale * own * max(0.0, 1.0 - double(shrink) * eps));
       const float norm = rounded_off(matrix, format, tried, to_units);
       within = norm * (1.0f + 1e-4f) + room <= shrink;
       if (within) multiplier = tried;
