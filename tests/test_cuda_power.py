@@ -200,7 +200,7 @@ def test_one_launch_for_all_rounds_and_clusters_of_a_size(monkeypatch, clusters)
     power.power_iteration(weights, starts, 7)
     assert launches == [(len(SHAPES) + 1, 1)]  # a batch of two
     launches.clear()
-    clusters(8_000)
+    clusters(9_000)
     power.power_iteration(weights, starts, 7)
     expected = collections.Counter()
     for w in weights:
