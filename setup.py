@@ -1,15 +1,20 @@
-"""Builds the CPU library from csrc/cpu. All metadata is in pyproject.toml.
+"""Builds the libraries from csrc. All metadata is in pyproject.toml.
 
-The library is plain C++ with a C interface (no headers of torch or Python). Without a compiler the
-package installs all the same, and lipkernels.backends says what is missing; LIPKERNELS_CPU=require
-makes that an error, LIPKERNELS_CPU=skip does not try.
+They have C interfaces (no headers of torch or Python): csrc/cpu is plain C++, csrc/cuda is built
+with nvcc. Without a compiler the package installs all the same, and ``python -m
+lipkernels.backends`` says what is missing. LIPKERNELS_CPU, LIPKERNELS_CUDA: "require" makes that an
+error, "skip" does not try, "auto" is the default. LIPKERNELS_CUDA_ARCHS: see csrc/cuda/build.py.
 """
 
+import importlib.util
 import os
+import pathlib
 import platform
 
 from setuptools import Extension, setup
+from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_ext import build_ext
+from setuptools.errors import CompileError
 
 FLAGS = ["-std=c++17", "-O3", "-ffp-contract=fast", "-fvisibility=hidden", "-fopenmp"]
 INSTRUCTION_SETS = {"baseline": []}
@@ -23,13 +28,58 @@ if platform.machine() in ("x86_64", "AMD64"):
         "-mfma",
         "-mprefer-vector-width=512",
     ]  #
-WISH = os.environ.get("LIPKERNELS_CPU", "auto")
+NAMES = ("auto", "require", "skip")
+WISH = {name: os.environ.get(f"LIPKERNELS_{name.upper()}", "auto") for name in ("cpu", "cuda")}
+for name, wish in WISH.items():
+    if wish not in NAMES:
+        raise SystemExit(f"LIPKERNELS_{name.upper()}: expected one of {NAMES}, got {wish!r}")
 
 
-class BuildLibrary(build_ext):
-    """kernels.cpp once for every instruction set, library.cpp, one shared library."""
+def cuda_build():
+    """csrc/cuda/build.py, which is no part of the package."""
+    spec = importlib.util.spec_from_file_location("cuda_build", "csrc/cuda/build.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+class BuildLibraries(build_ext):
+    """Each as one shared library, found by its name and not by Python's version."""
+
+    def get_ext_filename(self, fullname):
+        own = fullname.rpartition(".")[2] == "_cuda"
+        return os.path.join("lipkernels", "_cuda.so") if own else super().get_ext_filename(fullname)
+
+    def run(self):
+        self.package = pathlib.Path("" if self.inplace else self.build_lib, "lipkernels")
+        super().run()
 
     def build_extension(self, ext):
+        (self.build_cuda if ext.name == "lipkernels._cuda" else self.build_cpu)(ext)
+
+    def build_cuda(self, ext):
+        """With nvcc; where that fails, lipkernels/_cuda_not_built.txt says why."""
+        path, reason = pathlib.Path(self.get_ext_fullpath(ext.name)), None
+        build = cuda_build()
+        try:
+            build.build(path, build.wished())
+        except build.BuildError as error:
+            reason = f"lipkernels goes without its CUDA library: {error}"
+            raise CompileError(reason) from error
+        finally:
+            self.note(reason)
+
+    def note(self, reason):
+        file = self.package / "_cuda_not_built.txt"
+        file.unlink(missing_ok=True)
+        if reason is not None:
+            (self.package / "_cuda.so").unlink(missing_ok=True)  # of an earlier build
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text(reason + "\n")
+
+    def build_cpu(self, ext):
+        """kernels.cpp once for every instruction set, library.cpp, one shared library."""
+
         def compiled(source, set_name, flags):
             return self.compiler.compile(
                 [source],
@@ -50,14 +100,27 @@ class BuildLibrary(build_ext):
         )
 
 
+class Wheel(bdist_wheel):
+    """For every Python of a platform: nothing in the wheel is of one version."""
+
+    def get_tag(self):
+        _, _, machine = super().get_tag()
+        return "py3", "none", machine
+
+
 headers = [
     f"csrc/cpu/{name}.h"
     for name in ("gemm", "polar", "retract", "scratch", "sorting", "spectrum", "team")
 ]
-library = Extension(
-    "lipkernels._cpu",
-    ["csrc/cpu/kernels.cpp", "csrc/cpu/library.cpp"],
-    depends=headers,
-    optional=WISH != "require",
+LIBRARIES = {
+    "cpu": (["csrc/cpu/kernels.cpp", "csrc/cpu/library.cpp"], headers),
+    "cuda": (sorted(map(str, pathlib.Path("csrc/cuda").glob("*.cu"))), ["csrc/cuda/build.py"]),
+}
+setup(
+    ext_modules=[
+        Extension(f"lipkernels._{name}", sources, depends=depends, optional=WISH[name] != "require")
+        for name, (sources, depends) in LIBRARIES.items()
+        if WISH[name] != "skip"
+    ],
+    cmdclass={"build_ext": BuildLibraries, "bdist_wheel": Wheel},
 )
-setup(ext_modules=[library] if WISH != "skip" else [], cmdclass={"build_ext": BuildLibrary})

@@ -248,8 +248,7 @@ def _backends_of(op: str) -> Iterator[Any]:
 
 
 def device_of(backend: str) -> str:
-    on_cpu = backend in ("reference", "cpu") or (backend == "triton" and backends.is_interpreted())
-    return "cpu" if on_cpu else "cuda"
+    return "cpu" if backend in ("reference", "cpu") or backends.is_emulated(backend) else "cuda"
 
 
 def on_backends(*ops: str):

@@ -7,9 +7,16 @@ default profile, ci, has a few hundred, the same ones every time.
 import os
 import sys
 
+import cuda_builds
 import pytest
+import simt
 import torch
 from hypothesis import HealthCheck, settings
+
+# Without a CUDA device the kernels of csrc/cuda run on the CPU: the library that is loaded where
+# lipkernels is imported, which no test has done yet.
+if simt.why_not() is None:
+    os.environ.setdefault("LIPKERNELS_CUDA_LIBRARY", str(simt.build()))
 
 _SLOW = (HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much)
 settings.register_profile(
@@ -45,13 +52,22 @@ def pytest_addoption(parser):
     )
 
 
+@pytest.fixture(scope="session")
+def built_for_gpus():
+    """The library of csrc/cuda as nvcc builds it, for all architectures."""
+    return cuda_builds.start().result()
+
+
 def pytest_collection_finish(session):
-    """Compile Triton's kernels beside the tests that run before those of the builds."""
+    """Compile kernels for GPUs beside the tests that run before those of the builds."""
     if session.config.option.collectonly:
         return
     for item in session.items:
         if item.path.name == "test_triton_builds.py" and hasattr(item, "callspec"):
             item.module.report_of(item.callspec.params["family"])
+        needs_library = item.path.name in ("test_cuda_builds.py", "test_cuda_library.py")
+        if needs_library and cuda_builds.why_no_nvcc() is None:
+            cuda_builds.start()
 
 
 def pytest_terminal_summary(terminalreporter):

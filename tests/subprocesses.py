@@ -29,7 +29,8 @@ def block(*names):
 
 def run(code: str, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
     """Standard output and error as text; the exit status is the caller's to check."""
-    env = {k: v for k, v in os.environ.items() if k != "LIPKERNELS_BACKEND"}
+    own = ("LIPKERNELS_BACKEND", "LIPKERNELS_CUDA_LIBRARY")
+    env = {k: v for k, v in os.environ.items() if k not in own}
     env |= {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", **environment}
     return subprocess.run(
         [sys.executable, "-c", BLOCKER + code, *arguments],

@@ -311,7 +311,7 @@ def test_backend_of_an_op(op):
     CALLS[op]("auto")
     CALLS[op]("reference")
     for name in ("triton", "cuda"):
-        if name == "triton" and backends.is_interpreted() and name in IMPLEMENTED[op]:
+        if backends.is_emulated(name) and name in IMPLEMENTED[op]:
             CALLS[op](name)
             continue
         with pytest.raises(BackendUnavailableError, match=rf"'{name}' cannot run: .*{name}"):
@@ -323,7 +323,9 @@ def test_backend_of_an_op(op):
 
 def test_reason_why_a_backend_cannot_run(monkeypatch):
     monkeypatch.setattr(backends, "_interpreted", False)
+    monkeypatch.setattr(backends, "_emulated", set())
     monkeypatch.setattr(backends, "_missing", {})
+    monkeypatch.setattr(backends, "_device_checks", {})
     cpu, cuda = torch.device("cpu"), torch.device("cuda", 0)
     both = {"reference": None, "triton": None}
     with pytest.raises(BackendUnavailableError, match="needs tensors on a CUDA device, got cpu"):

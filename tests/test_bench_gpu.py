@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+import simt
 import torch
 
 from bench import peers
@@ -22,6 +23,7 @@ from bench.gpu import (
     implementations,
     isolated,
     launches,
+    library,
     ops,
     queued,
     report,
@@ -125,6 +127,18 @@ def test_the_other_libraries_and_the_strong_baseline_take_part(dry_run):
         names = {"unconstrained", "lipkernels", "lipkernels retract"}
         assert names <= set(row["contenders"])
         assert row["contenders"]["unconstrained"]["step"]["times_first"]["median"] == 1.0
+
+
+@pytest.mark.skipif(simt.why_not() is not None, reason=str(simt.why_not()))
+def test_the_cuda_librarys_kernels_are_measured_in_the_shim(dry_run):
+    _, files, _ = dry_run
+    for row in files["ops"]["rows"] + files["models"]["rows"]:
+        has = "cuda" in implementations.IMPLEMENTED[row["op"]]
+        assert ("lipkernels cuda" in row["contenders"]) == has, row["case"]
+        if has:
+            errors = row["contenders"]["lipkernels cuda"]["accuracy"]
+            assert row["first"] == "lipkernels cuda" and errors["value"] <= 1e-5, row["case"]
+    assert files["sanitizers"]["script"] == "ran, watched by no tool"
 
 
 def test_a_missing_library_is_named_and_survived(dry_run):
@@ -261,6 +275,54 @@ def test_a_step_that_hangs_is_ended_with_what_it_started(tmp_path):
         time.sleep(0.1)
     else:
         pytest.fail("what the step started is still there")
+
+
+def test_the_cuda_library_is_built_for_the_devices_that_there_are():
+    assert library.architectures(["9.0", "8.6", "8.0"]) == ["80", "90a"]
+    assert library.architectures(["10.3"]) == ["100f"]
+    assert library.architectures(["12.0", "13.0"]) == ["120+PTX"]
+
+
+def test_the_steps_run_where_the_built_library_is(tmp_path, monkeypatch):
+    monkeypatch.delenv(library.VARIABLE, raising=False)
+    started, ran = [], []
+
+    def main(argv):
+        ran.append(list(argv))
+        return 5
+
+    def start(program, command):
+        started.append((program, command, os.environ[library.VARIABLE]))
+        raise SystemExit(0)
+
+    monkeypatch.setattr(library.os, "execv", start)
+    assert library.with_library(main, ["--dry-run"], tmp_path) == 5
+    monkeypatch.setattr(library, "provide", lambda out: (None, "no nvcc"))
+    assert library.with_library(main, ["--steps", "ops"], tmp_path) == 5
+    assert ran[0] == ["--dry-run"]
+    assert ran[1][:2] == ["--steps", "ops"] and ran[1][-1] == "--note=CUDA library: no nvcc"
+    assert not started
+    monkeypatch.setattr(library, "provide", lambda out: (out / "_cuda.so", "built"))
+    with pytest.raises(SystemExit):
+        library.with_library(main, ["--steps", "ops"], tmp_path)
+    ((program, command, variable),) = started
+    assert variable == str(tmp_path / "_cuda.so") and program == sys.executable
+    assert command[1:5] == ["-m", "bench.gpu", "--steps", "ops"]
+    options = driver._parser().parse_args(command[3:])
+    assert options.note == ["CUDA library: built"] and 0 <= options.spent < 5
+    assert library.with_library(main, [], tmp_path) == 5  # which loads it
+
+
+def test_without_nvcc_there_is_a_reason(tmp_path, monkeypatch):
+    for name in ("CUDA_HOME", "CUDA_PATH"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert library.provide(tmp_path) == (None, "no nvcc was found in CUDA_HOME or on PATH")
+
+
+def test_notes_are_in_the_summary(tmp_path, capsys):
+    driver.main(["--dry-run", "--steps", "rates", "--out", str(tmp_path), "--note=of the library"])
+    assert "Notes:\n\n- of the library\n" in capsys.readouterr().out
 
 
 def test_rows_that_time_did_not_suffice_for_are_named(tmp_path):
@@ -422,7 +484,8 @@ def test_the_interpreters_kernels_are_measured_like_others():
         torch.randn(1, 1, 2, 2),
         {},
     )
-    assert row["first"] == "lipkernels triton"
+    first = "cuda" if simt.why_not() is None else "triton"
+    assert row["first"] == f"lipkernels {first}"
     assert row["contenders"]["lipkernels triton"]["accuracy"] == {"value": 0, "gradient": 0}
     assert row["contenders"]["lipkernels triton"]["launches"] == {"forward": None, "both": None}
 

@@ -22,6 +22,7 @@ import torch
 from bench.gpu import (
     correctness,
     isolated,
+    library,
     models,
     ops,
     rates,
@@ -107,6 +108,8 @@ def _parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(prog="python -m bench.gpu", description=__doc__)
     p.add_argument("--out", type=Path, default=Path("build/gpu"), help="folder of results")
     p.add_argument("--seconds", type=float, default=SECONDS, help="for all steps (default: 500)")
+    p.add_argument("--spent", type=float, default=0.0, help="seconds of those that are gone")
+    p.add_argument("--note", action="append", default=[], help="a line for the summary")
     p.add_argument("--device", default="cuda", help="cuda or cuda:N (default: cuda)")
     p.add_argument("--dry-run", action="store_true", help="tiny shapes on the CPU")
     p.add_argument("--wheels", type=Path, help="folder of wheels to use besides what is installed")
@@ -123,7 +126,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     for name in options.steps:  # an old result would be taken for this run's
         (out / f"{name}.json").unlink(missing_ok=True)
     (out / "log.txt").write_text("")
-    budget = Budget(options.seconds, {name: STEPS[name].weight for name in options.steps})
+    budget = Budget(
+        options.seconds - options.spent, {name: STEPS[name].weight for name in options.steps}
+    )
     device = "cpu" if options.dry_run else options.device
     arguments = ["--device", device, *(["--dry-run"] if options.dry_run else [])]
     if not options.dry_run and isolated.run(_has_device, [], out / "log.txt", 60.0) != 0:
@@ -131,7 +136,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     # On a CPU all of them are skipped: one file shows that they are collected.
     tests = options.tests or ([DRY_TESTS] if options.dry_run else [])
-    text, status, notes, ran = "", 0, [], []
+    text, status, notes, ran = "", 0, list(options.note), []
     with tempfile.TemporaryDirectory() as site:
         if options.wheels:
             reason = _install(options.wheels, Path(site))
@@ -153,4 +158,5 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    arguments = sys.argv[1:]
+    raise SystemExit(library.with_library(main, arguments, _parser().parse_args(arguments).out))

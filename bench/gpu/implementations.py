@@ -5,30 +5,8 @@ from __future__ import annotations
 import torch
 
 from lipkernels import backends
-from lipkernels.kernels import (
-    bjorck,
-    frobenius,
-    polar,
-    pooling,
-    retract,
-    sampling,
-    sorting,
-    spectral,
-)
+from lipkernels.kernels.implemented import IMPLEMENTED
 
-IMPLEMENTED = {
-    "polar_factor": polar.FORWARD,
-    "bjorck": bjorck.FORWARD,
-    "spectral_normalize": spectral.FORWARD,
-    "power_iteration": spectral.POWER_ITERATION,
-    "frobenius_normalize": frobenius.FORWARD,
-    "retract": retract.RETRACT,
-    "project_tangent": retract.PROJECT,
-    "space_to_depth": sampling.SPACE_TO_DEPTH,
-    "depth_to_space": sampling.DEPTH_TO_SPACE,
-    "group_sort": sorting.FORWARD,
-    "l2_norm_pool2d": pooling.FORWARD,
-}
 REFERENCE = "reference"
 
 

@@ -17,7 +17,8 @@ from bench.gpu.implementations import REFERENCE
 from bench.gpu.ops import FORWARD_ONLY
 from lipkernels import functional as F
 
-SHAPES = ((8, 12), (33, 17), (70, 70), (1, 9))
+# The last is for clusters of blocks: in the polar factor, and in power iteration.
+SHAPES = ((8, 12), (33, 17), (70, 70), (1, 9), (70, 900))
 IMAGES = (2, 6, 6, 10)
 IMAGE_OPS: dict[str, Callable[[Tensor, str], Tensor]] = {
     "space_to_depth": lambda x, b: F.space_to_depth(x, 2, backend=b),

@@ -1,13 +1,15 @@
 """``lipkernels::bjorck``: scale * (the named Bjorck iteration of W / sigma_max(W))."""
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.library import custom_op
 
-from lipkernels.kernels.formats import by_format
-from lipkernels.kernels.lazy import from_triton
+from lipkernels.kernels.cuda.split import backward_by_size, by_size
+from lipkernels.kernels.formats import Names, by_name, narrow
+from lipkernels.kernels.lazy import from_cuda, from_triton
 from lipkernels.kernels.precision import without_autocast
 from lipkernels.kernels.spectral import SAVED_PER_WEIGHT, fake_triplets
 from lipkernels.reference import bjorck as reference
@@ -65,46 +67,8 @@ def _backward_reference(
     return out
 
 
-_narrow_forward = from_triton("bjorck", "forward")
-_narrow_backward = from_triton("bjorck", "backward")
-
-
-def _saved_of(saved: list[Tensor], i: int) -> list[Tensor]:
-    return saved[SAVED_PER_WEIGHT * i : SAVED_PER_WEIGHT * (i + 1)]
-
-
-def _forward_triton(
-    weights: list[Tensor],
-    us: list[Tensor],
-    scales: list[float],
-    dtype: torch.dtype,
-    max_iter_spectral: int,
-    tol_spectral: float,
-    beta: float,
-    n_iter: int,
-    tol: float,
-) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
-    def run(
-        forward: Callable[..., tuple[list[Tensor], list[Tensor], list[Tensor]]], *limits: float
-    ) -> Callable[[list[int]], list[tuple[Tensor, Tensor, list[Tensor]]]]:
-        def of(members: list[int]) -> list[tuple[Tensor, Tensor, list[Tensor]]]:
-            lists = ([values[i] for i in members] for values in (weights, us, scales))
-            results, new_us, saved = forward(*lists, dtype, *limits, beta, n_iter, tol)
-            return [
-                (result, u, _saved_of(saved, k))
-                for k, (result, u) in enumerate(zip(results, new_us, strict=True))
-            ]
-
-        return of
-
-    # In Triton sigma_max is found without a start, and to the end.
-    limits = (max_iter_spectral, tol_spectral)
-    found = by_format(weights, run(_forward_reference, *limits), run(_narrow_forward))
-    results, new_us, saved = (list(part) for part in zip(*found, strict=True))
-    return results, new_us, [tensor for triplet in saved for tensor in triplet]
-
-
-def _backward_triton(
+@without_autocast
+def _backward_of_triplets(
     grads: list[Tensor],
     weights: list[Tensor],
     saved: list[Tensor],
@@ -113,22 +77,112 @@ def _backward_triton(
     n_iter: int,
     tol: float,
 ) -> list[Tensor]:
-    def run(backward: Callable[..., list[Tensor]]) -> Callable[[list[int]], list[Tensor]]:
-        return lambda members: backward(
-            [grads[i] for i in members],
-            [weights[i] for i in members],
-            [tensor for i in members for tensor in _saved_of(saved, i)],
-            [scales[i] for i in members],
-            beta,
-            n_iter,
-            tol,
-        )
-
-    return by_format(weights, run(_backward_reference), run(_narrow_backward))
+    """The reference's backward of a forward that saved sigma of the weight itself."""
+    own = list(saved)
+    for i, weight in enumerate(weights):
+        _, unit = to_unit_magnitude(weight)
+        own[SAVED_PER_WEIGHT * i] = saved[SAVED_PER_WEIGHT * i] / unit[..., 0, 0]
+    return _backward_reference(grads, weights, own, scales, beta, n_iter, tol)
 
 
-FORWARD = {"reference": _forward_reference, "triton": _forward_triton}
-BACKWARD = {"reference": _backward_reference, "triton": _backward_triton}
+def _saved_of(saved: list[Tensor], i: int) -> list[Tensor]:
+    return saved[SAVED_PER_WEIGHT * i : SAVED_PER_WEIGHT * (i + 1)]
+
+
+def _to_the_end(forward: Callable[..., tuple[list[Tensor], ...]]) -> Callable[..., Any]:
+    """A forward that finds sigma_max without a start, and to the end: it takes no limits."""
+
+    def with_limits(
+        weights: list[Tensor],
+        us: list[Tensor],
+        scales: list[float],
+        dtype: torch.dtype,
+        _max_iter: int,
+        _tol: float,
+        *others: float,
+    ) -> tuple[list[Tensor], ...]:
+        return forward(weights, us, scales, dtype, *others)
+
+    return with_limits
+
+
+_FORWARDS = {
+    "reference": _forward_reference,
+    "triton": _to_the_end(from_triton("bjorck", "forward")),
+    "cuda": _to_the_end(from_cuda("bjorck", "forward")),
+}
+_BACKWARDS = {
+    "reference": _backward_reference,
+    "recomputed": _backward_of_triplets,
+    "triton": from_triton("bjorck", "backward"),
+    "cuda": from_cuda("bjorck", "backward"),
+}
+
+
+def _forward_of(names: Names) -> Callable[..., tuple[list[Tensor], list[Tensor], list[Tensor]]]:
+    """Each weight by the implementation that ``names`` names."""
+
+    def forward(
+        weights: list[Tensor],
+        us: list[Tensor],
+        scales: list[float],
+        dtype: torch.dtype,
+        *settings: float,
+    ) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+        def run(
+            one: Callable[..., tuple[list[Tensor], list[Tensor], list[Tensor]]],
+        ) -> Callable[[list[int]], list[tuple[Tensor, Tensor, list[Tensor]]]]:
+            def of(members: list[int]) -> list[tuple[Tensor, Tensor, list[Tensor]]]:
+                lists = ([values[i] for i in members] for values in (weights, us, scales))
+                results, new_us, saved = one(*lists, dtype, *settings)
+                return [
+                    (result, u, _saved_of(saved, k))
+                    for k, (result, u) in enumerate(zip(results, new_us, strict=True))
+                ]
+
+            return of
+
+        found = by_name(names(weights), {name: run(one) for name, one in _FORWARDS.items()})
+        results, new_us, saved = (list(part) for part in zip(*found, strict=True))
+        return results, new_us, [tensor for triplet in saved for tensor in triplet]
+
+    return forward
+
+
+def _backward_of(names: Names) -> Callable[..., list[Tensor]]:
+    """Each weight by the implementation that ``names`` names."""
+
+    def backward(
+        grads: list[Tensor],
+        weights: list[Tensor],
+        saved: list[Tensor],
+        scales: list[float],
+        *settings: float,
+    ) -> list[Tensor]:
+        def run(one: Callable[..., list[Tensor]]) -> Callable[[list[int]], list[Tensor]]:
+            return lambda members: one(
+                [grads[i] for i in members],
+                [weights[i] for i in members],
+                [tensor for i in members for tensor in _saved_of(saved, i)],
+                [scales[i] for i in members],
+                *settings,
+            )
+
+        return by_name(names(weights), {name: run(one) for name, one in _BACKWARDS.items()})
+
+    return backward
+
+
+FORWARD = {
+    "reference": _forward_reference,
+    "triton": _forward_of(narrow("triton")),
+    "cuda": _forward_of(by_size("bjorck")),
+}
+BACKWARD = {
+    "reference": _backward_reference,
+    "triton": _backward_of(narrow("triton")),
+    "cuda": _backward_of(backward_by_size("bjorck", "bjorck")),
+}
 
 
 @custom_op("lipkernels::bjorck", mutates_args=())

@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lipkernels.kernels.cuda import library as _library  # noqa: F401 (says if there is none)
+
 
 def _is_elsewhere(first: Tensor | list[Tensor]) -> bool:
     """Whether the tensors of a call are on another GPU than the current one."""
@@ -17,16 +19,16 @@ def _is_elsewhere(first: Tensor | list[Tensor]) -> bool:
     return device.type == "cuda" and device.index != torch.cuda.current_device()
 
 
-def from_triton(family: str, name: str) -> Callable[..., Any]:
-    """``lipkernels.kernels.triton.<family>.<name>``; importing it imports Triton.
+def _lazily(backend: str, family: str, name: str) -> Callable[..., Any]:
+    """``lipkernels.kernels.<backend>.<family>.<name>``, imported when it is first called.
 
-    `lipkernels.backends` calls it only where Triton is installed. Triton launches on the current
-    device, which a call makes that of its first argument: a tensor, or a list with at least one.
+    Kernels are launched on the current device, which a call makes that of its first argument: a
+    tensor, or a list with at least one.
     """
 
     @functools.cache
     def loaded() -> Callable[..., Any]:
-        return getattr(importlib.import_module(f"lipkernels.kernels.triton.{family}"), name)
+        return getattr(importlib.import_module(f"lipkernels.kernels.{backend}.{family}"), name)
 
     def call(first: Tensor | list[Tensor], *args: Any) -> Any:
         if _is_elsewhere(first):
@@ -35,3 +37,19 @@ def from_triton(family: str, name: str) -> Callable[..., Any]:
         return loaded()(first, *args)
 
     return call
+
+
+def from_triton(family: str, name: str) -> Callable[..., Any]:
+    """A function of :mod:`lipkernels.kernels.triton`; importing it imports Triton.
+
+    `lipkernels.backends` calls it only where Triton is installed.
+    """
+    return _lazily("triton", family, name)
+
+
+def from_cuda(family: str, name: str) -> Callable[..., Any]:
+    """A function of :mod:`lipkernels.kernels.cuda`.
+
+    `lipkernels.backends` calls it only where the library is.
+    """
+    return _lazily("cuda", family, name)

@@ -11,7 +11,7 @@ Saved for backward beside W and the result, with m the smaller side of W:
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -19,9 +19,10 @@ from torch import Tensor
 from torch.library import custom_op
 
 from lipkernels.kernels.cpu import polar as cpu
+from lipkernels.kernels.cuda.split import backward_by_size, by_size
 from lipkernels.kernels.eager import is_plain_eager
-from lipkernels.kernels.formats import by_format
-from lipkernels.kernels.lazy import from_triton
+from lipkernels.kernels.formats import Names, by_name, narrow
+from lipkernels.kernels.lazy import from_cuda, from_triton
 from lipkernels.kernels.precision import without_autocast
 from lipkernels.reference import polar as reference
 from lipkernels.reference.rounding import scale_and_round
@@ -73,12 +74,29 @@ def _backward_reference(
     return out
 
 
+@without_autocast
+def _backward_recomputed(
+    grads: list[Tensor],
+    weights: list[Tensor],
+    results: list[Tensor],
+    saved: list[Tensor],
+    scales: list[float],
+) -> list[Tensor]:
+    """The reference's backward of a forward that saved no eigenvectors: it computes them again."""
+    again = []
+    for i, weight in enumerate(weights):
+        _, vectors, p, unit = reference.polar_factor(weight)
+        multiplier = _saved_of(saved, i)[2][..., 1:]
+        again += [vectors, p, torch.cat((unit[..., 0], multiplier), dim=-1)]
+    return _backward_reference(grads, weights, results, again, scales)
+
+
 def _saved_of(saved: list[Tensor], i: int) -> list[Tensor]:
     return saved[SAVED_PER_WEIGHT * i : SAVED_PER_WEIGHT * (i + 1)]
 
 
-def _forward_of_both(narrow: Forward) -> Forward:
-    """``narrow``, and the reference for weights in float64."""
+def _forward_of(names: Names, implementations: Mapping[str, Forward]) -> Forward:
+    """Each weight by the implementation that ``names`` names."""
 
     def forward(
         weights: list[Tensor], scales: list[float], dtype: torch.dtype
@@ -91,14 +109,15 @@ def _forward_of_both(narrow: Forward) -> Forward:
 
             return of
 
-        pairs = by_format(weights, run(_forward_reference), run(narrow))
+        runs = {name: run(one) for name, one in implementations.items()}
+        pairs = by_name(names(weights), runs)
         return [result for result, _ in pairs], [t for _, saved in pairs for t in saved]
 
     return forward
 
 
-def _backward_of_both(narrow: Backward) -> Backward:
-    """``narrow``, and the reference for weights in float64."""
+def _backward_of(names: Names, implementations: Mapping[str, Backward]) -> Backward:
+    """Each weight by the implementation that ``names`` names."""
 
     def backward(
         grads: list[Tensor],
@@ -116,20 +135,35 @@ def _backward_of_both(narrow: Backward) -> Backward:
                 [scales[i] for i in members],
             )
 
-        return by_format(weights, run(_backward_reference), run(narrow))
+        return by_name(names(weights), {name: run(one) for name, one in implementations.items()})
 
     return backward
 
 
+_FORWARDS: dict[str, Forward] = {
+    "reference": _forward_reference,
+    "cpu": cpu.forward,
+    "triton": from_triton("polar", "forward"),
+    "cuda": from_cuda("polar", "forward"),
+}
+_BACKWARDS: dict[str, Backward] = {
+    "reference": _backward_reference,
+    "recomputed": _backward_recomputed,
+    "cpu": cpu.backward,
+    "triton": from_triton("polar_backward", "backward"),
+    "cuda": from_cuda("polar_backward", "backward"),
+}
 FORWARD: dict[str, Forward] = {
     "reference": _forward_reference,
-    "cpu": _forward_of_both(cpu.forward),
-    "triton": _forward_of_both(from_triton("polar", "forward")),
+    "cpu": _forward_of(narrow("cpu"), _FORWARDS),
+    "triton": _forward_of(narrow("triton"), _FORWARDS),
+    "cuda": _forward_of(by_size("polar"), _FORWARDS),
 }
 BACKWARD: dict[str, Backward] = {
     "reference": _backward_reference,
-    "cpu": _backward_of_both(cpu.backward),
-    "triton": _backward_of_both(from_triton("polar_backward", "backward")),
+    "cpu": _backward_of(narrow("cpu"), _BACKWARDS),
+    "triton": _backward_of(narrow("triton"), _BACKWARDS),
+    "cuda": _backward_of(backward_by_size("polar_backward", "polar"), _BACKWARDS),
 }
 
 

@@ -1,9 +1,12 @@
 """``lipkernels::space_to_depth``, ``lipkernels::depth_to_space``: each is the other's gradient."""
 
+from collections.abc import Callable
+from typing import Any
+
 from torch import Tensor
 from torch.library import custom_op
 
-from lipkernels.kernels.lazy import from_triton
+from lipkernels.kernels.lazy import from_cuda, from_triton
 from lipkernels.reference import sampling as reference
 
 
@@ -44,8 +47,28 @@ def _depth_to_space_triton(
     return move(x, ph, pw, mode, channels_last, scale)
 
 
-SPACE_TO_DEPTH = {"reference": _space_to_depth_reference, "triton": _space_to_depth_triton}
-DEPTH_TO_SPACE = {"reference": _depth_to_space_reference, "triton": _depth_to_space_triton}
+def _scalable(
+    move: Callable[..., Tensor], reference: Callable[..., Tensor]
+) -> Callable[..., Tensor]:
+    """``move``, which moves any format but multiplies real numbers alone."""
+
+    def call(x: Tensor, *arguments: Any) -> Tensor:
+        *_, scale = arguments
+        return (reference if x.is_complex() and scale != 1.0 else move)(x, *arguments)
+
+    return call
+
+
+SPACE_TO_DEPTH = {
+    "reference": _space_to_depth_reference,
+    "triton": _space_to_depth_triton,
+    "cuda": _scalable(from_cuda("sampling", "space_to_depth"), _space_to_depth_reference),
+}
+DEPTH_TO_SPACE = {
+    "reference": _depth_to_space_reference,
+    "triton": _depth_to_space_triton,
+    "cuda": _scalable(from_cuda("sampling", "depth_to_space"), _depth_to_space_reference),
+}
 
 
 @custom_op("lipkernels::space_to_depth", mutates_args=())

@@ -2,34 +2,58 @@
 
 gather and scatter are each other's gradient: the sort can be differentiated any number of times,
 as a gradient penalty needs. The permutation is an index within the group for each element, in the
-smallest format that holds it; Triton keeps one bit for each pair.
+smallest format that holds it; Triton and the CUDA library keep one bit for each pair.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.library import custom_op
 
+from lipkernels import backends
 from lipkernels.kernels.cpu import sorting as cpu
 from lipkernels.kernels.eager import is_plain_eager
-from lipkernels.kernels.lazy import from_triton
+from lipkernels.kernels.lazy import from_cuda, from_triton
 from lipkernels.reference import sorting as reference
+
+_TRITON = {
+    name: from_triton("sorting", name) for name in ("group_sort", "gather_groups", "scatter_groups")
+}
+
+
+def _cuda(name: str) -> Callable[..., Any]:
+    """Pairs by the CUDA library; other groups by Triton where that can run, or the reference."""
+    pairs, others = from_cuda("sorting", name), getattr(reference, name)
+
+    def call(x: Tensor, *arguments: Any) -> Any:
+        *_, group_size, _ = arguments
+        if group_size == 2:
+            return pairs(x, *arguments)
+        able = backends.why_not("triton", x.device) is None
+        return (_TRITON[name] if able else others)(x, *arguments)
+
+    return call
+
 
 FORWARD = {
     "reference": reference.group_sort,
     "cpu": cpu.group_sort,
-    "triton": from_triton("sorting", "group_sort"),
+    "triton": _TRITON["group_sort"],
+    "cuda": _cuda("group_sort"),
 }
 GATHER = {
     "reference": reference.gather_groups,
     "cpu": cpu.gather_groups,
-    "triton": from_triton("sorting", "gather_groups"),
+    "triton": _TRITON["gather_groups"],
+    "cuda": _cuda("gather_groups"),
 }
 SCATTER = {
     "reference": reference.scatter_groups,
     "cpu": cpu.scatter_groups,
-    "triton": from_triton("sorting", "scatter_groups"),
+    "triton": _TRITON["scatter_groups"],
+    "cuda": _cuda("scatter_groups"),
 }
 
 
@@ -41,7 +65,7 @@ def group_sort_op(x: Tensor, group_size: int, dim: int, backend: str) -> tuple[T
 
 @group_sort_op.register_fake
 def _(x: Tensor, group_size: int, dim: int, backend: str) -> tuple[Tensor, Tensor]:
-    if backend == "triton" and group_size == 2:  # one bit for each pair
+    if backend in ("triton", "cuda") and group_size == 2:  # one bit for each pair
         return x.new_empty(x.shape), x.new_empty(((x.numel() + 15) // 16,), dtype=torch.uint8)
     return x.new_empty(x.shape), x.new_empty(x.shape, dtype=reference.index_dtype(group_size))
 

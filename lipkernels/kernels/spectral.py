@@ -6,8 +6,9 @@ import torch
 from torch import Tensor
 from torch.library import custom_op
 
-from lipkernels.kernels.formats import by_format
-from lipkernels.kernels.lazy import from_triton
+from lipkernels.kernels.cuda.split import by_size
+from lipkernels.kernels.formats import Names, by_format, by_name, narrow
+from lipkernels.kernels.lazy import from_cuda, from_triton
 from lipkernels.kernels.precision import without_autocast
 from lipkernels.reference import spectral as reference
 from lipkernels.reference.rounding import scale_and_round
@@ -70,7 +71,6 @@ def _power_iteration_reference(
 
 _narrow_forward = from_triton("spectral", "forward")
 _narrow_backward = from_triton("spectral", "backward")
-_narrow_power_iteration = from_triton("power", "power_iteration")
 
 
 def _saved_of(saved: list[Tensor], i: int) -> list[Tensor]:
@@ -121,24 +121,44 @@ def _backward_triton(
     return by_format(weights, run(_backward_reference), run(_narrow_backward))
 
 
-def _power_iteration_triton(
-    weights: list[Tensor], us: list[Tensor], n_iter: int
-) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
-    def run(power_iteration: Callable[..., tuple[list[Tensor], ...]]):
-        def call(members: list[int]) -> list[tuple[Tensor, ...]]:
-            parts = power_iteration([weights[i] for i in members], [us[i] for i in members], n_iter)
-            return list(zip(*parts, strict=True))
+PowerIteration = Callable[
+    [list[Tensor], list[Tensor], int], tuple[list[Tensor], list[Tensor], list[Tensor]]
+]
+_POWER_ITERATIONS: dict[str, PowerIteration] = {
+    "reference": _power_iteration_reference,
+    "triton": from_triton("power", "power_iteration"),
+    "cuda": from_cuda("power", "power_iteration"),
+}
 
-        return call
 
-    found = by_format(weights, run(_power_iteration_reference), run(_narrow_power_iteration))
-    sigmas, lefts, rights = (list(part) for part in zip(*found, strict=True))
-    return sigmas, lefts, rights
+def _power_iteration_of(names: Names) -> PowerIteration:
+    """Each weight by the implementation that ``names`` names."""
+
+    def power_iteration(
+        weights: list[Tensor], us: list[Tensor], n_iter: int
+    ) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+        def run(one: PowerIteration) -> Callable[[list[int]], list[tuple[Tensor, ...]]]:
+            def of(members: list[int]) -> list[tuple[Tensor, ...]]:
+                parts = one([weights[i] for i in members], [us[i] for i in members], n_iter)
+                return list(zip(*parts, strict=True))
+
+            return of
+
+        runs = {name: run(one) for name, one in _POWER_ITERATIONS.items()}
+        found = by_name(names(weights), runs)
+        sigmas, lefts, rights = (list(part) for part in zip(*found, strict=True))
+        return sigmas, lefts, rights
+
+    return power_iteration
 
 
 FORWARD = {"reference": _forward_reference, "triton": _forward_triton}
 BACKWARD = {"reference": _backward_reference, "triton": _backward_triton}
-POWER_ITERATION = {"reference": _power_iteration_reference, "triton": _power_iteration_triton}
+POWER_ITERATION = {
+    "reference": _power_iteration_reference,
+    "triton": _power_iteration_of(narrow("triton")),
+    "cuda": _power_iteration_of(by_size("power")),
+}
 
 
 @custom_op("lipkernels::spectral_normalize", mutates_args=())

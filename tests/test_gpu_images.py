@@ -1,4 +1,4 @@
-"""Image ops in Triton on a GPU, at the sizes of networks: values, gradients, CUDA graphs."""
+"""Image ops on a GPU, at the sizes of networks: values, gradients, CUDA graphs."""
 
 import pytest
 import torch
@@ -6,7 +6,6 @@ import torch
 from lipkernels import backends
 from lipkernels import functional as F
 
-pytest.importorskip("triton")
 pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"),
@@ -51,6 +50,19 @@ def grouped(x, backend, size):
 CALLS = dict(calls())
 
 
+def on_kernels():
+    """Parametrize a test over (name, backend): the backends of kernels that have the op."""
+    parameters = []
+    for name in CALLS:
+        for backend in ("triton", "cuda"):
+            if backend == "cuda" and name.startswith("pool"):
+                continue  # it has none
+            reason = backends.why_not(backend, torch.device(DEVICE))
+            marks = [pytest.mark.skip(reason=reason)] if reason is not None else []
+            parameters.append(pytest.param(name, backend, marks=marks, id=f"{name}-{backend}"))
+    return pytest.mark.parametrize(("name", "backend"), parameters)
+
+
 def image(shape, dtype, seed=0):
     generator = torch.Generator().manual_seed(seed)
     return torch.randn(shape, generator=generator).to(DEVICE, dtype)
@@ -72,30 +84,30 @@ def assert_same(name, got, expected):
 
 
 @pytest.mark.parametrize("shape", IMAGES, ids=str)
-@pytest.mark.parametrize("name", CALLS)
-def test_values_and_gradients(name, shape):
+@on_kernels()
+def test_values_and_gradients(name, backend, shape):
     for dtype in HALVES:
         for layout in LAYOUTS:
             x = image(shape, dtype).contiguous(memory_format=layout)
-            got = value_and_gradient(CALLS[name], x, "triton")
+            got = value_and_gradient(CALLS[name], x, backend)
             expected = value_and_gradient(CALLS[name], x, "reference")
             for a, b in zip(got, expected, strict=True):
                 assert_same(name, a, b)
-            for a, b in zip(got, value_and_gradient(CALLS[name], x, "triton"), strict=True):
+            for a, b in zip(got, value_and_gradient(CALLS[name], x, backend), strict=True):
                 assert torch.equal(a, b)  # bitwise the same twice
 
 
-@pytest.mark.parametrize("name", CALLS)
-def test_captured_in_a_graph(name):
+@on_kernels()
+def test_captured_in_a_graph(name, backend):
     call, x = CALLS[name], image(IMAGES[0], torch.float16)
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
-        value_and_gradient(call, x, "triton")
+        value_and_gradient(call, x, backend)
     torch.cuda.current_stream().wait_stream(stream)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        got = value_and_gradient(call, x, "triton")
+        got = value_and_gradient(call, x, backend)
     x.copy_(image(IMAGES[0], torch.float16, seed=1))
     graph.replay()
     torch.cuda.synchronize()
@@ -103,19 +115,20 @@ def test_captured_in_a_graph(name):
         assert_same(name, a, b)
 
 
-def test_auto_takes_triton_on_a_gpu():
-    assert backends.resolve("op", {"reference": None, "triton": None}, torch.device(DEVICE)) == (
-        "triton"
-    )
+def test_auto_takes_kernels_on_a_gpu():
+    able = [n for n in ("cuda", "triton") if backends.why_not(n, torch.device(DEVICE)) is None]
+    implemented = dict.fromkeys(("reference", "triton", "cuda"))
+    expected = [*able, "reference"][0]
+    assert backends.resolve("op", implemented, torch.device(DEVICE)) == expected
 
 
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="one GPU")
-def test_a_device_that_is_not_the_current_one():
+@on_kernels()
+def test_a_device_that_is_not_the_current_one(name, backend):
     x = image((4, 8, 16, 16), torch.float32).to("cuda:1")
-    for name, call in CALLS.items():
-        with torch.cuda.device(0):
-            got = value_and_gradient(call, x, "triton")
-            expected = value_and_gradient(call, x, "reference")
-        for a, b in zip(got, expected, strict=True):
-            assert a.device == x.device
-            assert_same(name, a, b)
+    with torch.cuda.device(0):
+        got = value_and_gradient(CALLS[name], x, backend)
+        expected = value_and_gradient(CALLS[name], x, "reference")
+    for a, b in zip(got, expected, strict=True):
+        assert a.device == x.device
+        assert_same(name, a, b)

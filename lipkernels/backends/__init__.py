@@ -1,14 +1,17 @@
 """Which implementation of an operation runs.
 
 ``reference`` is pure torch, and runs everywhere; ``cpu`` is C++ (the polar factor), built when the
-package is installed; ``triton`` runs on CUDA devices, where Triton is installed; ``cuda`` is
-reserved for kernels to come. ``auto`` takes the fastest one that can run; it never hides a failure
-of the one it took. Naming a backend that cannot run an operation raises
-:class:`BackendUnavailableError` with the reason. The default is ``auto``, or the environment
-variable ``LIPKERNELS_BACKEND`` as it was at import.
+package is installed; ``triton`` runs on CUDA devices, where Triton is installed; ``cuda`` is a
+library that is built with the package where CUDA's compiler is, and runs on CUDA devices too.
+``auto`` takes the fastest one that can run; it never hides a failure of the one it took. Naming a
+backend that cannot run an operation raises :class:`BackendUnavailableError` with the reason. The
+default is ``auto``, or the environment variable ``LIPKERNELS_BACKEND`` as it was at import.
 
-With ``TRITON_INTERPRET=1`` in the environment at import, Triton's interpreter runs its kernels:
-``triton``, if it is named, then takes tensors of the CPU too. It is slow, a way to test.
+``python -m lipkernels.backends`` prints what can run here, and why the rest cannot.
+
+Two ways to test without a GPU, both slow. With ``TRITON_INTERPRET=1`` in the environment at import,
+Triton's interpreter runs its kernels: ``triton``, if it is named, then takes tensors of the CPU
+too. So does ``cuda`` where ``LIPKERNELS_CUDA_LIBRARY`` names an emulation of its library.
 
     >>> import lipkernels
     >>> with lipkernels.use_backend("reference"):
@@ -20,7 +23,7 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import os
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 
 import torch
 
@@ -35,11 +38,30 @@ _DEVICE = {
 
 # Why a backend cannot run in this installation, whatever the tensors: filled by what would run it.
 _missing: dict[str, str] = {}
+# The backends whose kernels for CUDA devices are emulated, on the CPU alone.
+_emulated: set[str] = set()
+# Why a backend cannot run on the CUDA device of an index, or None.
+_device_checks: dict[str, Callable[[int], str | None]] = {}
 
 
 def mark_missing(name: str, reason: str) -> None:
     """Declares that the backend ``name`` cannot run in this installation."""
     _missing[name] = reason
+
+
+def missing(name: str) -> str | None:
+    """Why the backend ``name`` cannot run in this installation; None: it can, on some tensors."""
+    return _missing.get(name)
+
+
+def mark_emulated(name: str) -> None:
+    """Declares that the kernels of ``name`` run on tensors of the CPU, and on no others."""
+    _emulated.add(name)
+
+
+def check_devices(name: str, why_not: Callable[[int], str | None]) -> None:
+    """Declares who says why the backend ``name`` cannot run on a CUDA device, by its index."""
+    _device_checks[name] = torch.compiler.assume_constant_result(why_not)
 
 
 if importlib.util.find_spec("triton") is None:
@@ -52,6 +74,11 @@ _interpreted = os.environ.get("TRITON_INTERPRET", "").lower() in ("1", "true", "
 def is_interpreted() -> bool:
     """Whether Triton's kernels run in its interpreter, on the CPU."""
     return _interpreted
+
+
+def is_emulated(name: str) -> bool:
+    """Whether the kernels of ``name``, which are for CUDA devices, run on the CPU."""
+    return (name == "triton" and _interpreted) or name in _emulated
 
 
 class BackendUnavailableError(RuntimeError):
@@ -67,15 +94,23 @@ def _validated(name: str) -> str:
 _default = _validated(os.environ.get("LIPKERNELS_BACKEND", "auto"))
 
 
+def why_not(name: str, device: torch.device) -> str | None:
+    """Why the backend ``name`` cannot run on ``device``, whatever the operation; or None."""
+    if name in _DEVICE:
+        kind, words = _DEVICE[name]
+        if device.type != kind and not (is_emulated(name) and device.type == "cpu"):
+            return f"{name} needs tensors on {words}, got {device}"
+        if device.type == "cuda" and name in _emulated:
+            return f"{name} is an emulation on the CPU here (LIPKERNELS_CUDA_LIBRARY), got {device}"
+    if name not in _missing and device.type == "cuda" and name in _device_checks:
+        return _device_checks[name](-1 if device.index is None else device.index)
+    return _missing.get(name)
+
+
 def _why_not(name: str, op: str, implemented: Collection[str], device: torch.device) -> str | None:
     if name not in implemented:
         return f"{op} has no {name} implementation in this version"
-    if name in _DEVICE:
-        kind, words = _DEVICE[name]
-        interpreted = name == "triton" and _interpreted and device.type == "cpu"
-        if device.type != kind and not interpreted:
-            return f"{name} needs tensors on {words}, got {device}"
-    return _missing.get(name)
+    return why_not(name, device)
 
 
 def resolve(
@@ -85,7 +120,7 @@ def resolve(
     wanted = _default if backend is None else _validated(backend)
     if wanted == "auto":
         able = (n for n in _PREFERENCE if _why_not(n, op, implemented, device) is None)
-        return next(n for n in able if n != "triton" or device.type == "cuda")
+        return next(n for n in able if device.type != "cpu" or not is_emulated(n))
     reason = _why_not(wanted, op, implemented, device)
     if reason is not None:
         raise BackendUnavailableError(f"backend {wanted!r} cannot run: {reason}")
