@@ -35,6 +35,7 @@ struct Group {
   Problem problems[PROBLEMS];
   int format;        // of the weights and their gradients
   int other_format;  // of the results; backward: of the gradients that come in
+  int backward;
   int n_iter;
   float beta, tol;
   double own;  // for roundings of this file: in half precision X_n is multiplied by it
@@ -243,7 +244,7 @@ struct Bjorck : Wide<M, WARPS> {
     for (int k = 0; k < group.n_iter; ++k) {
       Square gram;
       const float change = step(k % slots, (k + 1) % slots, gram);
-      if (change <= group.tol) break;
+      if (group.tol > 0.0f && change <= group.tol) break;
       taken = k + 1;
       defect(gram);
     }
@@ -251,26 +252,30 @@ struct Bjorck : Wide<M, WARPS> {
     return taken;
   }
 
-  __device__ __forceinline__ void forward() {
+  __device__ __forceinline__ void run() {
     const Unit unit = unit_of(this->largest(weight));
     gather_all(weight, unit, 0);
-    const double sigma = norm(unit.flag);
-    if (threadIdx.x == 0) *problem.sigma = sigma * unit.unit + (unit.flag - 1.0);
+    const double sigma = group.backward ? *problem.sigma / unit.unit : norm(unit.flag);
     multiply_all(0, sigma > 0.0 ? problem.first / sigma : 0.0);
-    const float* last = chunk_of(iterate(2) % 2, 0);
+    const int taken = iterate(group.backward ? group.n_iter + 1 : 2);
+    if (group.backward) {
+      backward(taken);
+      return;
+    }
+    if (threadIdx.x == 0) *problem.sigma = sigma * unit.unit + (unit.flag - 1.0);
+    const float* last = chunk_of(taken % 2, 0);
     if (group.other_format != FLOAT32) {
       this->store_within(last, weight, problem.result, group.other_format, problem.scale,
                          problem.worst_case, group.own, unit.flag);
       return;
     }
     const float multiplier = float(problem.worst_case) * unit.flag;
-    const auto store = [&](int row, int col, int c) {
+    each_entry([&](int row, int col, int c) {
       if (row < m && c * CHUNK + col < n) {
         const float value = last[c * CHUNK_SIZE + row * CHUNK + col] * multiplier;
         static_cast<float*>(problem.result)[weight.at(row, c * CHUNK + col)] = value;
       }
-    };
-    each_entry(store);
+    });
   }
   // f(row, column of the chunk, chunk), neighbours in memory side by side
   template <class F>
@@ -333,13 +338,8 @@ struct Bjorck : Wide<M, WARPS> {
     }
   }
 
-  __device__ __forceinline__ void backward() {
-    const Unit unit = unit_of(this->largest(weight));
+  __device__ __forceinline__ void backward(int taken) const {
     const double sigma = *problem.sigma;
-    gather_all(weight, unit, 0);
-    multiply_all(0, sigma > 0.0 ? problem.first * unit.unit / sigma : 0.0);
-    const int taken = iterate(group.n_iter + 1);
-
     const Source grad = wide_source(problem.grad, problem.rows, problem.cols, group.other_format);
     const Unit of_grad = unit_of(this->largest(grad));
     const int slot = group.n_iter + 1;
@@ -382,54 +382,29 @@ struct Bjorck : Wide<M, WARPS> {
   }
 };
 
-__global__ void __launch_bounds__(32 * WARPS, 1)
-    bjorck_forward(const __grid_constant__ Group group) {
+__global__ void __launch_bounds__(32 * WARPS, 1) bjorck(const __grid_constant__ Group group) {
   DYN_SMEM(shared);
   const Problem& problem = group.problems[blockIdx.x];
-  const int m = min(problem.rows, problem.cols);
-  if (m <= 16) {
-    Bjorck<16>(shared, problem, group).forward();
-  } else if (m <= 32) {
-    Bjorck<32>(shared, problem, group).forward();
+  if (min(problem.rows, problem.cols) <= 16) {
+    Bjorck<16>(shared, problem, group).run();
   } else {
-    Bjorck<64>(shared, problem, group).forward();
+    Bjorck<LARGEST>(shared, problem, group).run();
   }
 }
-__global__ void __launch_bounds__(32 * WARPS, 1)
-    bjorck_backward(const __grid_constant__ Group group) {
-  DYN_SMEM(shared);
-  const Problem& problem = group.problems[blockIdx.x];
-  const int m = min(problem.rows, problem.cols);
-  if (m <= 16) {
-    Bjorck<16>(shared, problem, group).backward();
-  } else if (m <= 32) {
-    Bjorck<32>(shared, problem, group).backward();
-  } else {
-    Bjorck<64>(shared, problem, group).backward();
-  }
-}
+}  // namespace
 
-int launch_group(void (*kernel)(Group), const Problem* problems, int count, Group& group,
-                 void* stream) {
+// `own`: of `Group`. backward: the gradients' format in the place of the results'.
+extern "C" int lk_bjorck(const void* problems, int count, int format, int other_format,
+                         int backward, int n_iter, double beta, double tol, double own,
+                         void* stream) {
+  Group group{{}, format, other_format, backward, n_iter, float(beta), float(tol), own};
+  const Problem* all = static_cast<const Problem*>(problems);
   for (int start = 0; start < count; start += PROBLEMS) {
     const int n = count - start < PROBLEMS ? count - start : PROBLEMS;
-    for (int i = 0; i < n; ++i) group.problems[i] = problems[start + i];
-    const int error = launch(kernel, dim3(n), dim3(32 * WARPS), Bjorck<LARGEST>::BYTES, 1, stream,
+    for (int i = 0; i < n; ++i) group.problems[i] = all[start + i];
+    const int error = launch(bjorck, dim3(n), dim3(32 * WARPS), Bjorck<LARGEST>::BYTES, 1, stream,
                              group);
     if (error) return error;
   }
   return 0;
-}
-}  // namespace
-
-extern "C" int lk_bjorck_forward(const void* problems, int count, int format, int result_format,
-                                 int n_iter, double beta, double tol, double own, void* stream) {
-  Group group{{}, format, result_format, n_iter, float(beta), float(tol), own};
-  return launch_group(bjorck_forward, static_cast<const Problem*>(problems), count, group, stream);
-}
-
-extern "C" int lk_bjorck_backward(const void* problems, int count, int format, int grad_format,
-                                  int n_iter, double beta, double tol, void* stream) {
-  Group group{{}, format, grad_format, n_iter, float(beta), float(tol), 1.0};
-  return launch_group(bjorck_backward, static_cast<const Problem*>(problems), count, group, stream);
 }

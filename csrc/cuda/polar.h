@@ -71,12 +71,19 @@ struct Polar : Wide<M, N_WARPS> {
   const PolarProblem& problem;
   int result_format;
   Source weight;
-  Unit unit;
-  float s, inverse;   // 1 / s
-  float multiplier;   // of U
+  // The same for all threads, in shared memory, where they cost no registers.
+  struct Numbers {
+    Unit unit;
+    float s, inverse;  // 1 / s
+    float multiplier;  // of U
+  };
+  Numbers& its;
 
   __device__ __forceinline__ Polar(char* shared, const PolarProblem& of, int format, int to)
-      : Base(shared, of.rows, of.cols), problem(of), result_format(to) {
+      : Base(shared, of.rows, of.cols),
+        problem(of),
+        result_format(to),
+        its(*reinterpret_cast<Numbers*>(this->scratch + Base::FREE_OF_SCRATCH)) {
     weight = wide_source(of.weight, of.rows, of.cols, format);
   }
 
@@ -92,7 +99,7 @@ struct Polar : Wide<M, N_WARPS> {
     Square g;
     g.clear();
     for (int c = rank; c < chunks; c += ranks) {
-      this->gather(weight, unit, c, workspace(c), x);
+      this->gather(weight, its.unit, c, workspace(c), x);
       __syncthreads();
       this->add_symmetric(g, x, x, CHUNK);
       __syncthreads();
@@ -122,8 +129,10 @@ struct Polar : Wide<M, N_WARPS> {
     const float quartic = sqrtf(sqrtf(this->sum(own)));
     const float bound = min(frobenius, mu + quartic) * (1.0f + 4e-6f);
     const float alpha = bound > 0.0f ? 1.0f / bound : 1.0f;
-    s = sqrtf(squares / alpha);
-    inverse = squares > 0.0f ? sqrtf(alpha / squares) : 0.0f;
+    if (threadIdx.x == 0) {
+      its.s = sqrtf(squares / alpha);
+      its.inverse = squares > 0.0f ? sqrtf(alpha / squares) : 0.0f;
+    }
     float own_e = 0.0f, own_s = 0.0f;
     this->lower([&](int row, int col) {
       const float g = first.get(row, col) / SCALE, g2 = second.get(row, col) / SCALE;
@@ -187,7 +196,7 @@ struct Polar : Wide<M, N_WARPS> {
       Part product;
       product.clear();
       this->add_part(product, first, x);
-      const float factor = is_z ? 1.0f / SCALE : at_first ? UNSCALE * inverse : UNSCALE;
+      const float factor = is_z ? 1.0f / SCALE : at_first ? UNSCALE * its.inverse : UNSCALE;
       const float to_planes = is_z ? LESS : SCALE;
       float* chunk = workspace(c);
       this->part(product, [&](int row, int col, float& value) {
@@ -219,11 +228,11 @@ struct Polar : Wide<M, N_WARPS> {
     if (chunk < chunks) {
       col += chunk * CHUNK;
       if (result_format == FLOAT32 && row < m && col < n) {
-        static_cast<float*>(problem.result)[weight.at(row, col)] = value * multiplier;
+        static_cast<float*>(problem.result)[weight.at(row, col)] = value * its.multiplier;
       }
     } else {
       col += (chunk - chunks) * CHUNK;
-      if (m != n && row < m && col < m) problem.factor[row * m + col] = value * inverse;
+      if (m != n && row < m && col < m) problem.factor[row * m + col] = value * its.inverse;
     }
   }
   // E = I - X X^T; its |.|_F.
@@ -254,7 +263,7 @@ struct Polar : Wide<M, N_WARPS> {
       for (int k = int(threadIdx.x); k < CHUNK_SIZE; k += Base::THREADS) {
         const int row = k / CHUNK, col = k % CHUNK, column = c * CHUNK + col;
         const bool inside = row < m && column < n;
-        x.put(row, col, inside ? SCALE * unit(element(row, column)) : 0.0f);
+        x.put(row, col, inside ? SCALE * its.unit(element(row, column)) : 0.0f);
       }
       __syncthreads();
       multiply<BY_COLUMNS>(p, x, y, this->row0(), this->square_col0(), CHUNK, M);
@@ -277,17 +286,22 @@ struct Polar : Wide<M, N_WARPS> {
   __device__ __forceinline__ void save_numbers(float z) const {
     if (rank != 0) return;
     for (int i = int(threadIdx.x); i < m; i += Base::THREADS) {
-      problem.spectrum[i] = i == 0 ? -s : i == 1 ? s / z : 0.0f;
+      problem.spectrum[i] = i == 0 ? -its.s : i == 1 ? its.s / z : 0.0f;
     }
     if (threadIdx.x == 0) {
-      problem.scalars[0] = unit.unit;
-      problem.scalars[1] = multiplier;
+      problem.scalars[0] = its.unit.unit;
+      problem.scalars[1] = its.multiplier;
     }
   }
 
   __device__ __forceinline__ void run() {
-    unit = unit_of(this->largest(weight));
-    multiplier = (result_format == FLOAT32 ? float(problem.worst_case) : 1.0f) * unit.flag;
+    const int largest = this->largest(weight);
+    if (threadIdx.x == 0) {
+      its.unit = unit_of(largest);
+      its.multiplier =
+          (result_format == FLOAT32 ? float(problem.worst_case) : 1.0f) * its.unit.flag;
+    }
+    __syncthreads();
     float squares, frobenius, f = 0.0f;
     start(squares, frobenius);
     for (int k = 0;; ++k) {
@@ -306,7 +320,7 @@ struct Polar : Wide<M, N_WARPS> {
     if (m == n) save_factor();
     if (result_format != FLOAT32) {
       this->store_within(workspace(0), weight, problem.result, result_format, problem.scale,
-                         problem.worst_case, 1.0, unit.flag);
+                         problem.worst_case, 1.0, its.unit.flag);
     }
   }
 };

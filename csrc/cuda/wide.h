@@ -47,6 +47,29 @@ __device__ __forceinline__ Unit unit_of(int largest_bits) {
           finite ? 1.0f : __int_as_float(0x7FC00000)};
 }
 
+// Of every `step`-th entry, or four of them.
+static __device__ __noinline__ int largest_of_thread(Source from, int start, int step) {
+  int found = 0;
+  const auto take = [&](float value) {
+    found = max(found, __float_as_int(value) & 0x7FFFFFFF);
+  };
+  const int64_t count = int64_t(from.m) * from.n;
+  if (from.fours) {
+    for (int64_t i = start + int(threadIdx.x); i < count / 4; i += step) {
+      const float4 four = load_four(from.data, 4 * i, from.format);
+      take(four.x);
+      take(four.y);
+      take(four.z);
+      take(four.w);
+    }
+  } else {
+    for (int64_t i = start + int(threadIdx.x); i < count; i += step) {
+      take(load_as_float(from.data, i, from.format));
+    }
+  }
+  return found;
+}
+
 template <int M, int N_WARPS>
 struct Wide {
   static constexpr int THREADS = 32 * N_WARPS;
@@ -62,6 +85,7 @@ struct Wide {
   static constexpr int CHUNK_BYTES = plane_bytes(M, CHUNK);
   static constexpr int SECOND_BYTES = SQUARE_BYTES > CHUNK_BYTES ? SQUARE_BYTES : CHUNK_BYTES;
   static constexpr int SCRATCH_BYTES = 256;
+  static constexpr int FREE_OF_SCRATCH = 40;  // from there on nothing here uses it
   static constexpr int BYTES = SCRATCH_BYTES + SQUARE_BYTES + SECOND_BYTES + CHUNK_BYTES;
 
   float* scratch;
@@ -103,9 +127,11 @@ struct Wide {
   }
 
   // ------------------------------------------------------------------------------------- chunks
-  // A chunk of what `from` is, in units, as M x 64 float32 numbers and in planes.
-  __device__ __forceinline__ void gather(const Source& from, const Unit& unit, int chunk,
-                                         float* to, const Planes& planes) const {
+  // A chunk of what `from` is, in units, as M x 64 float32 numbers and in planes. A call, and not
+  // inlined: nothing is gained by another copy of so much code.
+  static __device__ __noinline__ void gather(Source from, Unit unit, int chunk, float* to,
+                                             Planes planes) {
+    const int m = from.m, n = from.n;
     const auto take = [&](int row, int col, float value) {
       value = unit(value);
       to[row * CHUNK + col] = value;
@@ -185,25 +211,8 @@ struct Wide {
   }
   // The largest magnitude of the matrix, as bits: those of NaN and infinity are the largest.
   __device__ __forceinline__ int largest(const Source& from) const {
-    int found = 0;
-    const auto take = [&](float value) {
-      found = max(found, __float_as_int(value) & 0x7FFFFFFF);
-    };
-    const int64_t count = int64_t(m) * n;
-    const int64_t start = int64_t(rank) * THREADS + threadIdx.x, step = int64_t(ranks) * THREADS;
-    if (from.fours) {
-      for (int64_t i = start; i < count / 4; i += step) {
-        const float4 four = load_four(from.data, 4 * i, from.format);
-        take(four.x);
-        take(four.y);
-        take(four.z);
-        take(four.w);
-      }
-    } else {
-      for (int64_t i = start; i < count; i += step) take(load_as_float(from.data, i, from.format));
-    }
     int* place = reinterpret_cast<int*>(scratch);
-    found = block_max(found, place);
+    int found = block_max(largest_of_thread(from, rank * THREADS, ranks * THREADS), place);
     if (ranks > 1) {
       place += WARPS_OF_SCRATCH;
       if (threadIdx.x == 0) *place = found;

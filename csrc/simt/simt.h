@@ -416,6 +416,7 @@ LK_SIMT_EXPORT const char* lk_simt_message() {
 #define __device__
 #define __host__
 #define __forceinline__ inline
+#define __noinline__
 #define __launch_bounds__(...)
 #define __grid_constant__
 #define __restrict__

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from lipkernels.kernels.cuda.library import DOUBLE, INT, POINTER, declared
-from lipkernels.kernels.cuda.polar import CHUNK, FORMATS, on_device, padded_side
+from lipkernels.kernels.cuda.polar import CHUNK, FORMATS, on_device
 from lipkernels.reference.rounding import worst_case_factor
 
 _SIDE = 64
@@ -24,8 +24,7 @@ _PROBLEM = struct.Struct("7Q 3d 2i")  # Problem of csrc/cuda/bjorck.cu
 _FLOAT_BYTES = 4
 _SAVED_PER_WEIGHT = 3  # sigma, u, v
 
-_forward = declared("lk_bjorck_forward", POINTER, INT, INT, INT, INT, DOUBLE, DOUBLE, DOUBLE)
-_backward = declared("lk_bjorck_backward", POINTER, INT, INT, INT, INT, DOUBLE, DOUBLE)
+_run = declared("lk_bjorck", POINTER, INT, INT, INT, INT, INT, DOUBLE, DOUBLE, DOUBLE)
 
 
 def fits(weight: Tensor) -> bool:
@@ -37,7 +36,7 @@ def fits(weight: Tensor) -> bool:
 def _wide_size(weight: Tensor) -> int:
     """float32 numbers of one X in the workspace."""
     m, n = sorted(weight.shape[-2:])
-    return padded_side(m) * math.ceil(n / CHUNK) * CHUNK
+    return (16 if m <= 16 else _SIDE) * math.ceil(n / CHUNK) * CHUNK
 
 
 def _factor(weight: Tensor, scale: float, dtype: torch.dtype) -> float:
@@ -100,7 +99,8 @@ def forward(
     with on_device(device):
         for formats, members in _by_formats(kept, results).items():
             problems = _problems(members, pointers, workspace, sizes, numbers)
-            _forward(device, problems, len(members), *formats, n_iter, beta, tol, _OWN_MARGIN)
+            settings = (0, n_iter, beta, tol, _OWN_MARGIN)
+            _run(device, problems, len(members), *formats, *settings)
     new_us = [left.to(u.dtype, copy=True) for left, u in zip(lefts, us, strict=True)]
     saved = [tensor for triplet in zip(sigmas, lefts, rights, strict=True) for tensor in triplet]
     return results, new_us, saved
@@ -130,5 +130,6 @@ def backward(
     with on_device(device):
         for formats, members in _by_formats(kept, incoming).items():
             problems = _problems(members, pointers, workspace, sizes, numbers)
-            _backward(device, problems, len(members), *formats, n_iter, beta, tol)
+            settings = (1, n_iter, beta, tol, 1.0)
+            _run(device, problems, len(members), *formats, *settings)
     return out
