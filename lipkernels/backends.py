@@ -84,8 +84,14 @@ def resolve(
     """The backend that runs ``op`` on ``device``, out of those that implement it."""
     wanted = _default if backend is None else _validated(backend)
     if wanted == "auto":
-        able = (n for n in _PREFERENCE if _why_not(n, op, implemented, device) is None)
-        return next(n for n in able if n != "triton" or device.type == "cuda")
+        # As `_why_not` has it, but for the interpreter, without the words.
+        return next(
+            name
+            for name in _PREFERENCE
+            if name in implemented
+            and name not in _missing
+            and (name not in _DEVICE or _DEVICE[name][0] == device.type)
+        )
     reason = _why_not(wanted, op, implemented, device)
     if reason is not None:
         raise BackendUnavailableError(f"backend {wanted!r} cannot run: {reason}")

@@ -16,8 +16,9 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 ALLOWED = {
     "reference": set(),
     "backends": set(),
+    "precision": set(),
     "kernels": {"reference", "backends"},
-    "functional": {"kernels", "backends", "reference"},
+    "functional": {"kernels", "backends", "precision", "reference"},
     "constraints": {"functional"},
     "certify": set(),
     "nn": {"constraints", "functional", "reference", "certify"},

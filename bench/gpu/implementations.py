@@ -6,6 +6,7 @@ import torch
 
 from lipkernels import backends
 from lipkernels.kernels import (
+    avg_pooling,
     bjorck,
     frobenius,
     polar,
@@ -28,6 +29,7 @@ IMPLEMENTED = {
     "depth_to_space": sampling.DEPTH_TO_SPACE,
     "group_sort": sorting.FORWARD,
     "l2_norm_pool2d": pooling.FORWARD,
+    "scaled_avg_pool2d": avg_pooling.FORWARD,
 }
 REFERENCE = "reference"
 

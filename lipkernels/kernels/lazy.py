@@ -17,8 +17,8 @@ def _is_elsewhere(first: Tensor | list[Tensor]) -> bool:
     return device.type == "cuda" and device.index != torch.cuda.current_device()
 
 
-def from_triton(family: str, name: str) -> Callable[..., Any]:
-    """``lipkernels.kernels.triton.<family>.<name>``; importing it imports Triton.
+def from_triton(family: str, name: str, **settings: Any) -> Callable[..., Any]:
+    """``lipkernels.kernels.triton.<family>.<name>`` with ``settings``; importing it imports Triton.
 
     `lipkernels.backends` calls it only where Triton is installed. Triton launches on the current
     device, which a call makes that of its first argument: a tensor, or a list with at least one.
@@ -31,7 +31,7 @@ def from_triton(family: str, name: str) -> Callable[..., Any]:
     def call(first: Tensor | list[Tensor], *args: Any) -> Any:
         if _is_elsewhere(first):
             with torch.cuda.device((first if isinstance(first, Tensor) else first[0]).device):
-                return loaded()(first, *args)
-        return loaded()(first, *args)
+                return loaded()(first, *args, **settings)
+        return loaded()(first, *args, **settings)
 
     return call
