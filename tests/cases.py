@@ -17,7 +17,16 @@ from torch import Tensor
 
 from lipkernels import backends
 from lipkernels import functional as F
-from lipkernels.kernels import bjorck, frobenius, polar, pooling, sampling, sorting, spectral
+from lipkernels.kernels import (
+    avg_pooling,
+    bjorck,
+    frobenius,
+    polar,
+    pooling,
+    sampling,
+    sorting,
+    spectral,
+)
 
 FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
@@ -34,6 +43,7 @@ IMPLEMENTED = {
     "depth_to_space": sampling.DEPTH_TO_SPACE,
     "group_sort": sorting.FORWARD,
     "l2_norm_pool2d": pooling.FORWARD,
+    "scaled_avg_pool2d": avg_pooling.FORWARD,
 }
 WEIGHT_OPS = ("polar_factor", "bjorck", "spectral_normalize", "frobenius_normalize")
 
@@ -217,6 +227,9 @@ def _table() -> Iterator[Case]:
         }
         for layout in _layouts(shape):
             yield Case("l2_norm_pool2d", name, shape, layout, arguments)
+            # The kernels are those of the norm: a layout of each is enough.
+            if layout == "contiguous" or name in ("blocks", "ceil_padded"):
+                yield Case("scaled_avg_pool2d", name, shape, layout, {**arguments, "scale": 1.3})
 
 
 CASES = tuple(_table())

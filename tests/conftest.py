@@ -32,6 +32,11 @@ settings.register_profile(
 )
 settings.load_profile("ci")
 
+if os.environ.get("TRITON_INTERPRET") == "1":  # set by conftest.py of the root
+    import quick_interpreter
+
+    quick_interpreter.install()
+
 
 @pytest.fixture(autouse=True, scope="session")
 def _one_thread():

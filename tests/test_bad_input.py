@@ -277,6 +277,15 @@ DATA_ARGUMENTS = {
     "pool eps string": lambda: F.l2_norm_pool2d(IMAGE, 2, eps="small"),
     "pool integers": lambda: F.l2_norm_pool2d(IMAGE.int(), 2),
     "pool list": lambda: F.l2_norm_pool2d([[[1.0]]], 1),
+    "average kernel": lambda: F.scaled_avg_pool2d(IMAGE, 0),
+    "average padding": lambda: F.scaled_avg_pool2d(IMAGE, 2, padding=2),
+    "average window": lambda: F.scaled_avg_pool2d(IMAGE, 5),
+    "average scale": lambda: F.scaled_avg_pool2d(IMAGE, 2, scale=-1.0),
+    "average scale string": lambda: F.scaled_avg_pool2d(IMAGE, 2, scale="large"),
+    "average integers": lambda: F.scaled_avg_pool2d(IMAGE.int(), 2),
+    "average of all with a stride": lambda: F.scaled_avg_pool2d(IMAGE, None, 2),
+    "average of all with padding": lambda: F.scaled_avg_pool2d(IMAGE, None, padding=1),
+    "average of a list": lambda: F.scaled_avg_pool2d([[[1.0]]], None),
     "pad width": lambda: F.symmetric_pad(IMAGE, (5, 0)),
     "pad negative": lambda: F.symmetric_pad(IMAGE, (-1, 0)),
     "pad odd": lambda: F.symmetric_pad(IMAGE, (1, 1, 1)),
@@ -301,6 +310,7 @@ CALLS = {
     "depth_to_space": lambda b: F.depth_to_space(IMAGE, 2, backend=b),
     "group_sort": lambda b: F.group_sort(IMAGE, 2, backend=b),
     "l2_norm_pool2d": lambda b: F.l2_norm_pool2d(IMAGE, 2, backend=b),
+    "scaled_avg_pool2d": lambda b: F.scaled_avg_pool2d(IMAGE, 2, backend=b),
 }
 assert set(CALLS) == set(IMPLEMENTED)
 

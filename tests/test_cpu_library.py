@@ -560,7 +560,7 @@ def test_both_paths_give_the_same_bits(backend):
     found = []
     for path in (polar.polar_factor, lambda *a: polar.polar_factor_op(*a)[0]):
         leaves = [w.clone().requires_grad_() for w in weights]
-        results = path(leaves, [1.0, 2.0, 0.5], F32, backend)
+        results = path(leaves, [1.0, 2.0, 0.5], F32, "high", backend)
         found.append(
             [r.detach() for r in results] + list(torch.autograd.grad(results, leaves, grads))
         )
@@ -578,7 +578,7 @@ def test_both_paths_give_the_same_bits(backend):
 def test_no_second_derivative_of_the_polar_factor_on_either_path(backend):
     for path in (polar.polar_factor, lambda *a: polar.polar_factor_op(*a)[0]):
         leaf = near_orthogonal(6, 9).requires_grad_()
-        (u,) = path([leaf], [1.0], F32, backend)
+        (u,) = path([leaf], [1.0], F32, "high", backend)
         (gradient,) = torch.autograd.grad(u.square().sum() + u.sum(), leaf, create_graph=True)
         with pytest.raises(RuntimeError):
             gradient.sum().backward()

@@ -23,7 +23,16 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from operator_norm import is_upper_bound, operator_norm
 
-from lipkernels import BackendUnavailableError, backends, certify, metrics, use_backend
+from lipkernels import (
+    BackendUnavailableError,
+    backends,
+    certify,
+    get_polar_precision,
+    metrics,
+    polar_precision,
+    set_polar_precision,
+    use_backend,
+)
 from lipkernels import functional as F
 
 MODERATE = st.sampled_from(("normal", "zero", "constant", "ties"))
@@ -114,6 +123,24 @@ def test_l2_norm_pool2d(x, kernel, stride, padding, ceil, eps):
         assert finite(y) and bool((y >= 0).all()) and y.dtype == x.dtype
         z = x.detach().clone().requires_grad_()
         F.l2_norm_pool2d(z, kernel, stride, padding, ceil, eps=max(eps, 1e-6)).sum().backward()
+        assert finite(z.grad)
+
+
+@given(
+    tensors(shape=images | shapes()),
+    st.none() | pairs,
+    st.none() | pairs,
+    pairs,
+    st.booleans(),
+    numbers,
+)
+def test_scaled_avg_pool2d(x, kernel, stride, padding, ceil, scale):
+    arguments = (kernel, stride, padding, ceil)
+    y = agree("scaled_avg_pool2d", F.scaled_avg_pool2d, x, *arguments, scale=scale)
+    if y is not None and finite(x) and x.numel() and x.abs().max() < 100 and 1e-3 < scale < 100:
+        assert finite(y) and y.dtype == x.dtype
+        z = x.detach().clone().requires_grad_()
+        F.scaled_avg_pool2d(z, *arguments, scale=scale).sum().backward()
         assert finite(z.grad)
 
 
@@ -297,3 +324,14 @@ def test_backends(name, inner):
     except BackendUnavailableError as error:
         assert name in ("triton", "cuda") and "cannot run" in str(error)
     assert backends.resolve("op", {"reference": None}, torch.device("cpu")) == "reference"
+
+
+@given(st.sampled_from(("high", "fast", "highest", "", None, 3, ["high"])))
+def test_precisions(name):
+    def run():
+        with polar_precision(name):
+            set_polar_precision(get_polar_precision())
+            return F.polar_factor(torch.eye(2), precision=name)
+
+    call("polar_precision", run)
+    assert get_polar_precision() == "high"

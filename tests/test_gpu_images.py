@@ -31,7 +31,9 @@ def calls():
     for kernel, stride, padding in ((2, 2, 0), (7, 7, 0), (3, 2, 1)):
         window = (kernel, stride, padding)
         yield f"pool-{kernel}", lambda x, b, w=window: F.l2_norm_pool2d(x, *w, backend=b)
+        yield f"pool-mean-{kernel}", lambda x, b, w=window: F.scaled_avg_pool2d(x, *w, backend=b)
     yield "pool-all", lambda x, b: F.l2_norm_pool2d(x, tuple(x.shape[-2:]), backend=b)
+    yield "pool-mean-all", lambda x, b: F.scaled_avg_pool2d(x, None, backend=b)
 
 
 def there_and_back(x, backend, others, down):

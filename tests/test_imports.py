@@ -17,8 +17,9 @@ ALLOWED = {
     "reference": set(),
     "backends": set(),
     "backends/__main__": None,  # an application: it asks every room
+    "precision": set(),
     "kernels": {"reference", "backends"},
-    "functional": {"kernels", "backends", "reference"},
+    "functional": {"kernels", "backends", "precision", "reference"},
     "constraints": {"functional"},
     "certify": set(),
     "nn": {"constraints", "functional", "reference", "certify"},

@@ -8,6 +8,7 @@ import torch
 from cases import FLOATS, WEIGHT_OPS, by_dtype, on_backends
 
 from lipkernels import functional as F
+from lipkernels.kernels import avg_pooling as avg_pooling_ops
 from lipkernels.kernels import bjorck as bjorck_ops
 from lipkernels.kernels import frobenius as frobenius_ops
 from lipkernels.kernels import polar as polar_ops
@@ -17,7 +18,8 @@ from lipkernels.kernels import sorting as sorting_ops
 from lipkernels.kernels import spectral as spectral_ops
 
 ALL_OPS = tuple(cases.IMPLEMENTED)
-DATA_OPS = ("space_to_depth", "depth_to_space", "group_sort", "l2_norm_pool2d")
+POOLS = ("l2_norm_pool2d", "scaled_avg_pool2d")
+DATA_OPS = ("space_to_depth", "depth_to_space", "group_sort", *POOLS)
 
 
 def tensors_in(out):
@@ -47,7 +49,7 @@ def test_input_kept_and_output_owned(case, backend):
     x = case.input(torch.float32, device=cases.device_of(backend)).requires_grad_()
     before, version = x.detach().clone(), x._version
     outs = tensors_in(case.call(x, backend=backend))
-    if case.op != "l2_norm_pool2d":  # which keeps channels_last, as torch's pools do
+    if case.op not in POOLS:  # which keep channels_last, as torch's pools do
         assert all(out.is_contiguous() for out in outs)
     result = outs[0]
     if result.requires_grad:
@@ -295,7 +297,7 @@ def test_what_an_op_keeps_for_its_backward_is_not_differentiable():
     u, scales = [F.initial_vector(w[0].detach())], [1.0]
     spectral = (w, u, scales, torch.float64, 10, 1e-3)
     for results, *others in (
-        polar_ops.polar_factor_op(w, scales, torch.float64, "reference"),
+        polar_ops.polar_factor_op(w, scales, torch.float64, "high", "reference"),
         spectral_ops.spectral_normalize(*spectral, "reference"),
         bjorck_ops.bjorck(*spectral, 0.5, 3, 0.0, "reference"),
     ):
@@ -334,16 +336,16 @@ def weight_op_calls():
     weights = weights_for_opcheck()
     raw, n = detached(weights), len(weights)
     us, scales = [F.initial_vector(w) for w in raw], [1.0 + i for i in range(n)]
-    results, polar_saved = polar_ops.polar_factor_op(raw, scales, kind, "reference")
+    results, polar_saved = polar_ops.polar_factor_op(raw, scales, kind, "high", "reference")
     spectral = (us, scales, kind, 10, 1e-3)
     bjorck = (*spectral, 0.5, 3, 0.0)
     _, _, triplets = spectral_ops.spectral_normalize(raw, *spectral, "reference")
     grads = [torch.ones_like(w) for w in raw]
-    yield polar_ops.polar_factor_op, (weights, scales, kind, "reference")
-    yield polar_ops.polar_factor_op, (weights, scales, torch.bfloat16, "reference")
+    yield polar_ops.polar_factor_op, (weights, scales, kind, "high", "reference")
+    yield polar_ops.polar_factor_op, (weights, scales, torch.bfloat16, "fast", "reference")
     yield (
         polar_ops.polar_factor_backward,
-        (grads, raw, results, polar_saved, scales, "reference"),
+        (grads, raw, results, polar_saved, scales, "high", "reference"),
     )
     yield spectral_ops.spectral_normalize, (weights, *spectral, "reference")
     yield (
@@ -383,6 +385,11 @@ def data_op_calls():
         pooled = pooling_ops.l2_norm_pool2d(image.detach(), *pool)
         backward = (torch.ones_like(pooled), image.detach(), pooled, *pool)
         yield pooling_ops.l2_norm_pool2d_backward, backward
+        mean = ([2, 3], [2, 2], [1, 0], True, 1.5, "reference")
+        yield avg_pooling_ops.scaled_avg_pool2d, (image, *mean)
+        shape = (list(image.shape), image is last)
+        backward = (torch.ones_like(pooled).requires_grad_(), *shape, *mean)
+        yield avg_pooling_ops.scaled_avg_pool2d_backward, backward
 
 
 OPCHECKS = [*weight_op_calls(), *data_op_calls()]

@@ -154,6 +154,9 @@ def _images(ops: Ops, tiny: bool) -> dict[str, Callable[[], Row]]:
     def pixel_shuffle(x: Tensor) -> Tensor:
         return nn.functional.pixel_shuffle(x, 2)
 
+    def avg_pool(x: Tensor) -> Tensor:
+        return nn.functional.avg_pool2d(x, 2) * 2.0
+
     found: dict[str, Callable[[], Row]] = {}
     for dtype in (torch.float32,) if tiny else (torch.float32, torch.bfloat16):
         short = str(dtype).removeprefix("torch.")
@@ -181,6 +184,12 @@ def _images(ops: Ops, tiny: bool) -> dict[str, Callable[[], Row]]:
                 lambda x, b: F.l2_norm_pool2d(x, 2, backend=b),
                 draw((n, c, h, w), dtype),
                 {},
+            ),
+            f"scaled_avg_pool2d 2 {short}": lambda dtype=dtype: ops.image(
+                "scaled_avg_pool2d",
+                lambda x, b: F.scaled_avg_pool2d(x, 2, scale=2.0, backend=b),
+                draw((n, c, h, w), dtype),
+                {"torch avg_pool2d, scaled": avg_pool},
             ),
         }
     found["group_sort 2 channels_last"] = lambda: ops.image(

@@ -25,6 +25,7 @@ IMAGE_OPS: dict[str, Callable[[Tensor, str], Tensor]] = {
     "depth_to_space": lambda x, b: F.depth_to_space(x, (1, 2), backend=b),
     "group_sort": lambda x, b: F.group_sort(x, 2, backend=b),
     "l2_norm_pool2d": lambda x, b: F.l2_norm_pool2d(x, 2, backend=b),
+    "scaled_avg_pool2d": lambda x, b: F.scaled_avg_pool2d(x, 2, backend=b),
 }
 
 

@@ -113,14 +113,20 @@ def _why_not(name: str, op: str, implemented: Collection[str], device: torch.dev
     return why_not(name, device)
 
 
+def _runs_unnamed(name: str, device: torch.device) -> bool:
+    """Whether `auto` may take it on ``device``: as :func:`why_not`, mostly without the words."""
+    if name in _missing or (name in _DEVICE and _DEVICE[name][0] != device.type):
+        return False
+    return device.type != "cuda" or why_not(name, device) is None
+
+
 def resolve(
     op: str, implemented: Collection[str], device: torch.device, backend: str | None = None
 ) -> str:
     """The backend that runs ``op`` on ``device``, out of those that implement it."""
     wanted = _default if backend is None else _validated(backend)
     if wanted == "auto":
-        able = (n for n in _PREFERENCE if _why_not(n, op, implemented, device) is None)
-        return next(n for n in able if device.type != "cpu" or not is_emulated(n))
+        return next(n for n in _PREFERENCE if n in implemented and _runs_unnamed(n, device))
     reason = _why_not(wanted, op, implemented, device)
     if reason is not None:
         raise BackendUnavailableError(f"backend {wanted!r} cannot run: {reason}")

@@ -3,7 +3,7 @@
 from lipkernels.functional.activation import group_sort, householder, lprelu, max_min
 from lipkernels.functional.fingerprint import fingerprint
 from lipkernels.functional.padding import symmetric_pad
-from lipkernels.functional.pooling import l2_norm_pool2d
+from lipkernels.functional.pooling import l2_norm_pool2d, scaled_avg_pool2d
 from lipkernels.functional.retract import project_tangent, retract, retract_
 from lipkernels.functional.sampling import depth_to_space, space_to_depth
 from lipkernels.functional.weights import (
@@ -31,6 +31,7 @@ __all__ = [
     "project_tangent",
     "retract",
     "retract_",
+    "scaled_avg_pool2d",
     "space_to_depth",
     "spectral_normalize",
     "symmetric_pad",

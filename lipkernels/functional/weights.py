@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from lipkernels import backends
+from lipkernels import precision as _precision
 from lipkernels.kernels import bjorck as _bjorck
 from lipkernels.kernels import frobenius as _frobenius
 from lipkernels.kernels import polar as _polar
@@ -148,12 +149,16 @@ def polar_factor(
     dtype: torch.dtype | None = None,
     check: bool = False,
     backend: str | None = None,
+    precision: str | None = None,
 ) -> Any:
     r"""The orthogonal matrix closest to each weight: ``scale * U`` with W = P U, P = (W W^T)^(1/2).
 
     For ``rows <= cols`` U has orthonormal rows, otherwise orthonormal columns. The gradient is the
     exact one of the polar factor (implicit, no loop is unrolled). Singular values below 3e-7 of the
     largest stay below one, zero ones zero; the norm never exceeds ``scale``.
+
+    ``precision``: "high", "fast", or None for the current one (:mod:`lipkernels.precision`). Fast
+    gives up accuracy of the matrix and of its gradient, never the bound, and on Triton alone.
 
     Shapes: (..., rows, cols) to the same. Raises TypeError / ValueError on anything but matrices of
     a floating-point dtype. Source: Higham, SIAM J. Sci. Stat. Comput. 7 (1986).
@@ -163,11 +168,12 @@ def polar_factor(
     True
     """
     weights = checked_weights(weight, check)
+    wanted = _precision.resolve(precision)
 
     def call(members: list[int], scales: list[float], kind: torch.dtype) -> list[Tensor]:
         chosen = [_wide_enough(weights[i], kind) for i in members]
         name = backends.resolve("polar_factor", _polar.FORWARD, chosen[0].device, backend)
-        return _polar.polar_factor(chosen, scales, kind, name)
+        return _polar.polar_factor(chosen, scales, kind, wanted, name)
 
     return one_or_list(weight, by_dtype(weights, scale, dtype, call))
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 
 from lipkernels.kernels import (
+    avg_pooling,
     bjorck,
     frobenius,
     polar,
@@ -27,4 +28,5 @@ IMPLEMENTED: Mapping[str, Collection[str]] = {
     "depth_to_space": sampling.DEPTH_TO_SPACE,
     "group_sort": sorting.FORWARD,
     "l2_norm_pool2d": pooling.FORWARD,
+    "scaled_avg_pool2d": avg_pooling.FORWARD,
 }

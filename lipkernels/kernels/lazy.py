@@ -19,7 +19,7 @@ def _is_elsewhere(first: Tensor | list[Tensor]) -> bool:
     return device.type == "cuda" and device.index != torch.cuda.current_device()
 
 
-def _lazily(backend: str, family: str, name: str) -> Callable[..., Any]:
+def _lazily(backend: str, family: str, name: str, **settings: Any) -> Callable[..., Any]:
     """``lipkernels.kernels.<backend>.<family>.<name>``, imported when it is first called.
 
     Kernels are launched on the current device, which a call makes that of its first argument: a
@@ -33,18 +33,18 @@ def _lazily(backend: str, family: str, name: str) -> Callable[..., Any]:
     def call(first: Tensor | list[Tensor], *args: Any) -> Any:
         if _is_elsewhere(first):
             with torch.cuda.device((first if isinstance(first, Tensor) else first[0]).device):
-                return loaded()(first, *args)
-        return loaded()(first, *args)
+                return loaded()(first, *args, **settings)
+        return loaded()(first, *args, **settings)
 
     return call
 
 
-def from_triton(family: str, name: str) -> Callable[..., Any]:
-    """A function of :mod:`lipkernels.kernels.triton`; importing it imports Triton.
+def from_triton(family: str, name: str, **settings: Any) -> Callable[..., Any]:
+    """A function of :mod:`lipkernels.kernels.triton` with ``settings``; this imports Triton.
 
     `lipkernels.backends` calls it only where Triton is installed.
     """
-    return _lazily("triton", family, name)
+    return _lazily("triton", family, name, **settings)
 
 
 def from_cuda(family: str, name: str) -> Callable[..., Any]:

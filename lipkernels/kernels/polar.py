@@ -7,6 +7,9 @@ Saved for backward beside W and the result, with m the smaller side of W:
   P for a square W: a forward without an eigendecomposition.
 * ``scalars`` (..., 2): the power of two that W was divided by, and the number that U was multiplied
   by, which is the scale and what roundings cost.
+
+``precision`` is that of `lipkernels.precision`. A backend without a fast implementation is exact,
+whatever it says.
 """
 
 from __future__ import annotations
@@ -165,18 +168,46 @@ BACKWARD: dict[str, Backward] = {
     "triton": _backward_of(narrow("triton"), _BACKWARDS),
     "cuda": _backward_of(backward_by_size("polar_backward", "polar"), _BACKWARDS),
 }
+_FAST_FORWARDS = {**_FORWARDS, "triton": from_triton("polar", "forward", fast=True)}
+_FAST_BACKWARDS = {**_BACKWARDS, "triton": from_triton("polar_backward", "backward", fast=True)}
+FAST_FORWARD: dict[str, Forward] = {
+    "triton": _forward_of(narrow("triton"), _FAST_FORWARDS),
+    "cuda": _forward_of(by_size("polar"), _FAST_FORWARDS),
+}
+FAST_BACKWARD: dict[str, Backward] = {
+    "triton": _backward_of(narrow("triton"), _FAST_BACKWARDS),
+    "cuda": _backward_of(backward_by_size("polar_backward", "polar"), _FAST_BACKWARDS),
+}
+
+
+def _forward_in(precision: str, backend: str) -> Forward:
+    fast = FAST_FORWARD.get(backend) if precision == "fast" else None
+    return fast or FORWARD[backend]
+
+
+def _backward_in(precision: str, backend: str) -> Backward:
+    fast = FAST_BACKWARD.get(backend) if precision == "fast" else None
+    return fast or BACKWARD[backend]
 
 
 @custom_op("lipkernels::polar_factor", mutates_args=())
 def polar_factor_op(
-    weights: list[Tensor], scales: list[float], dtype: torch.dtype, backend: str
+    weights: list[Tensor],
+    scales: list[float],
+    dtype: torch.dtype,
+    precision: str,
+    backend: str,
 ) -> tuple[list[Tensor], list[Tensor]]:
-    return FORWARD[backend](weights, scales, dtype)
+    return _forward_in(precision, backend)(weights, scales, dtype)
 
 
 @polar_factor_op.register_fake
 def _(
-    weights: list[Tensor], scales: list[float], dtype: torch.dtype, backend: str
+    weights: list[Tensor],
+    scales: list[float],
+    dtype: torch.dtype,
+    precision: str,
+    backend: str,
 ) -> tuple[list[Tensor], list[Tensor]]:
     results, saved = [], []
     for weight in weights:
@@ -198,9 +229,10 @@ def polar_factor_backward(
     results: list[Tensor],
     saved: list[Tensor],
     scales: list[float],
+    precision: str,
     backend: str,
 ) -> list[Tensor]:
-    return BACKWARD[backend](grads, weights, results, saved, scales)
+    return _backward_in(precision, backend)(grads, weights, results, saved, scales)
 
 
 @polar_factor_backward.register_fake
@@ -210,13 +242,14 @@ def _(
     results: list[Tensor],
     saved: list[Tensor],
     scales: list[float],
+    precision: str,
     backend: str,
 ) -> list[Tensor]:
     return [torch.empty_like(weight, memory_format=torch.contiguous_format) for weight in weights]
 
 
 def _setup_context(ctx, inputs, output):
-    weights, ctx.scales, _, ctx.backend = inputs
+    weights, ctx.scales, _, ctx.precision, ctx.backend = inputs
     results, saved = output
     ctx.save_for_backward(*weights, *results, *saved)
     ctx.mark_non_differentiable(*saved)
@@ -227,8 +260,10 @@ def _backward(ctx, grads, _saved_grads):
     n = ctx.n_weights
     tensors = list(ctx.saved_tensors)
     weights, results, saved = tensors[:n], tensors[n : 2 * n], tensors[2 * n :]
-    gradients = polar_factor_backward(grads, weights, results, saved, ctx.scales, ctx.backend)
-    return gradients, None, None, None
+    gradients = polar_factor_backward(
+        grads, weights, results, saved, ctx.scales, ctx.precision, ctx.backend
+    )
+    return gradients, None, None, None, None
 
 
 polar_factor_op.register_autograd(_backward, setup_context=_setup_context)
@@ -239,12 +274,17 @@ class _PolarFactor(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, scales: list[float], dtype: torch.dtype, backend: str, *weights: Tensor
+        ctx: Any,
+        scales: list[float],
+        dtype: torch.dtype,
+        precision: str,
+        backend: str,
+        *weights: Tensor,
     ) -> tuple[Tensor, ...]:
-        results, saved = FORWARD[backend](list(weights), scales, dtype)
+        results, saved = _forward_in(precision, backend)(list(weights), scales, dtype)
         ctx.save_for_backward(*weights, *results, *saved)
         ctx.set_materialize_grads(False)
-        ctx.scales, ctx.backend = scales, backend
+        ctx.scales, ctx.precision, ctx.backend = scales, precision, backend
         return tuple(results)
 
     @staticmethod
@@ -253,7 +293,7 @@ class _PolarFactor(torch.autograd.Function):
         grads, n = grad_outputs, len(grad_outputs)
         tensors = list(ctx.saved_tensors)
         used = [i for i, grad in enumerate(grads) if grad is not None]
-        gradients = BACKWARD[ctx.backend](
+        gradients = _backward_in(ctx.precision, ctx.backend)(
             [grad for grad in grads if grad is not None],
             [tensors[i] for i in used],
             [tensors[n + i] for i in used],
@@ -261,13 +301,17 @@ class _PolarFactor(torch.autograd.Function):
             [ctx.scales[i] for i in used],
         )
         found = dict(zip(used, gradients, strict=True))
-        return None, None, None, *(found.get(i) for i in range(n))
+        return None, None, None, None, *(found.get(i) for i in range(n))
 
 
 def polar_factor(
-    weights: list[Tensor], scales: list[float], dtype: torch.dtype, backend: str
+    weights: list[Tensor],
+    scales: list[float],
+    dtype: torch.dtype,
+    precision: str,
+    backend: str,
 ) -> list[Tensor]:
     """The scaled polar factors, by the op where something traces, directly where nothing does."""
     if is_plain_eager(weights):
-        return list(_PolarFactor.apply(scales, dtype, backend, *weights))
-    return polar_factor_op(weights, scales, dtype, backend)[0]
+        return list(_PolarFactor.apply(scales, dtype, precision, backend, *weights))
+    return polar_factor_op(weights, scales, dtype, precision, backend)[0]

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from lipkernels import functional as F
 from lipkernels.certify import ROUNDINGS, SCALED, Roundings, operator_factor
+from lipkernels.functional.pooling import avg_pool_of_checked
 from lipkernels.nn import plain
 from lipkernels.nn.module import LipschitzFunction
 from lipkernels.reference import pooling as reference
@@ -46,6 +47,9 @@ def _check_image(x: Tensor) -> None:
         raise TypeError(f"input: expected a floating-point dtype, got {x.dtype}")
 
 
+_Window = tuple[tuple[int, int], tuple[int, int], tuple[int, int], bool]
+
+
 class _WindowPool2d(LipschitzFunction):
     """The arguments that windowed pools share, and their check."""
 
@@ -70,9 +74,9 @@ class _WindowPool2d(LipschitzFunction):
             )
         self.ceil_mode = bool(ceil_mode)
         self.k_coef_lip = k_coef_lip
-        self._overlap()
+        self._overlap(self._window())
 
-    def _window(self) -> tuple[tuple[int, int], tuple[int, int], tuple[int, int], bool]:
+    def _window(self) -> _Window:
         """(kernel, stride, padding, ceil_mode), whose attributes may be reassigned, as pairs."""
         return (
             _pair("kernel_size", self.kernel_size, 1),
@@ -81,17 +85,17 @@ class _WindowPool2d(LipschitzFunction):
             bool(self.ceil_mode),
         )
 
-    def _overlap(self) -> float:
-        """sqrt(max_i n_i) of the geometry as it is now (its attributes may be reassigned)."""
-        kernel, stride, padding, _ = self._window()
+    def _overlap(self, window: _Window) -> float:
+        """sqrt(max_i n_i) of the geometry as it is now."""
+        kernel, stride, padding, _ = window
         geometry = (kernel, stride, tuple((p, p) for p in padding))
         if self._counted is None or self._counted[0] != geometry:
             self._counted = (geometry, operator_factor(*geometry, (1, 1), "zeros"))
         return self._counted[1]
 
-    def _check(self, x: Tensor) -> None:
+    def _check(self, x: Tensor, window: _Window) -> None:
         _check_image(x)
-        kernel, stride, padding, ceil_mode = self._window()
+        kernel, stride, padding, ceil_mode = window
         disjoint = not ceil_mode and stride == kernel and padding == (0, 0)
         if disjoint and (x.shape[-2] % kernel[0] or x.shape[-1] % kernel[1]):
             raise ValueError(
@@ -150,17 +154,19 @@ class ScaledAvgPool2d(_WindowPool2d):
                 " beyond the Lipschitz constant), got False"
             )
 
-    def _scale(self) -> float:
+    def _scale(self, window: _Window) -> float:
         """What the mean over a window is multiplied by: the sum could overflow in float16."""
-        return self.k_coef_lip * math.sqrt(math.prod(self._window()[0])) / self._overlap()
+        return self.k_coef_lip * math.sqrt(math.prod(window[0])) / self._overlap(window)
 
     def forward(self, x: Tensor) -> Tensor:
-        self._check(x)
-        return reference.mean_pool2d(x, *self._window()) * self._scale()
+        window = self._window()
+        self._check(x, window)
+        return avg_pool_of_checked(x, *window, self._scale(window))
 
     def vanilla_export(self) -> nn.Module:
         """The mean pool times its scale, as a graph of torch operations."""
-        window, scale = self._window(), self._scale()
+        window = self._window()
+        scale = self._scale(window)
         return plain.traced(lambda x: reference.mean_pool2d(x, *window) * scale, self.training)
 
 
@@ -189,13 +195,10 @@ class ScaledL2NormPool2d(_WindowPool2d):
         self.eps_grad_sqrt = _checked_eps(eps_grad_sqrt)
 
     def forward(self, x: Tensor) -> Tensor:
-        self._check(x)
-        pooled = F.l2_norm_pool2d(
-            x,
-            *self._window(),
-            eps=self.eps_grad_sqrt,
-        )
-        return pooled * (self.k_coef_lip / self._overlap())
+        window = self._window()
+        self._check(x, window)
+        pooled = F.l2_norm_pool2d(x, *window, eps=self.eps_grad_sqrt)
+        return pooled * (self.k_coef_lip / self._overlap(window))
 
     def vanilla_export(self) -> nn.Module:
         """The root of the mean of squares, as a graph; its gradient has no guard.
@@ -203,7 +206,7 @@ class ScaledL2NormPool2d(_WindowPool2d):
         In float16 the graph overflows where an entry exceeds 255, which this layer does not.
         """
         window = self._window()
-        scale = self.k_coef_lip * math.sqrt(math.prod(window[0])) / self._overlap()
+        scale = self.k_coef_lip * math.sqrt(math.prod(window[0])) / self._overlap(window)
 
         def pool(x: Tensor) -> Tensor:
             return torch.sqrt(reference.mean_pool2d(torch.square(x), *window)) * scale
@@ -247,10 +250,9 @@ class ScaledAdaptiveAvgPool2d(_GlobalPool2d):
 
     def forward(self, x: Tensor) -> Tensor:
         _check_image(x)
-        # The mean times sqrt(H W): a half-precision sum could overflow.
-        return x.mean(dim=(-2, -1), keepdim=True) * (
-            self.k_coef_lip * math.sqrt(x.shape[-2] * x.shape[-1])
-        )
+        # Of the mean, not of the sum: one in half precision could overflow.
+        scale = self.k_coef_lip * math.sqrt(x.shape[-2] * x.shape[-1])
+        return avg_pool_of_checked(x, None, (1, 1), (0, 0), False, scale)
 
     def vanilla_export(self) -> nn.Module:
         """The same map as a graph of torch operations, for images of any size."""

@@ -1,6 +1,7 @@
-"""L2-norm pooling: y_o = sqrt(sum over the window o of x_i^2), and its gradient.
+"""Average pooling, and L2-norm pooling: y_o = sqrt(sum over the window o of x_i^2).
 
-d sqrt(s) = ds / (2 sqrt(s)) is infinite at s = 0. With the guard eps of deel.lip.layers,
+The average pool is linear, and its gradient its transpose. That of the norm, d sqrt(s) =
+ds / (2 sqrt(s)), is infinite at s = 0. With the guard eps of deel.lip.layers,
 
     dL/ds_o = Gamma_o / (2 (sqrt(s_o) + eps)),
     dL/dx_i = x_i  sum over the windows o that hold i of  Gamma_o / (y_o + eps)
@@ -32,6 +33,38 @@ def mean_pool2d(
     """:func:`sum_pool2d` over the size of a whole window, at the border too."""
     window = (list(kernel), list(stride), list(padding))
     return F.avg_pool2d(x, *window, ceil_mode, divisor_override=math.prod(kernel))
+
+
+def scaled_avg_pool2d(
+    x: Tensor,
+    kernel: Sequence[int] | None,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    ceil_mode: bool,
+    scale: float,
+) -> Tensor:
+    """``scale`` times :func:`mean_pool2d`; ``kernel`` None: the mean over the whole image."""
+    if kernel is None:
+        return x.mean(dim=(-2, -1), keepdim=True) * scale
+    # Scaled after the mean: a half-precision sum could overflow.
+    return mean_pool2d(x, kernel, stride, padding, ceil_mode) * scale
+
+
+def scaled_avg_pool2d_vjp(
+    grad: Tensor,
+    shape: Sequence[int],
+    kernel: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    ceil_mode: bool,
+    scale: float,
+) -> Tensor:
+    """dL/dx for x of ``shape``: each pixel gets scale / (kh kw) of the sum over its windows."""
+    window = (list(kernel), list(stride), list(padding))
+    x = grad.new_empty(shape)  # gives its shape alone
+    return torch.ops.aten.avg_pool2d_backward(
+        grad * scale, x, *window, ceil_mode, True, math.prod(kernel)
+    )
 
 
 def memory_format(x: Tensor) -> torch.memory_format:

@@ -22,8 +22,11 @@ _PRODUCTS = [
     (kernels.invert, {**_COMMON, "step": "i32"}, {}),
     (kernels.first_half, {**_COMMON, "n_slot": "i32"}, {}),
     (kernels.second_half, {**_COMMON, "n_slot": "i32"}, {}),
-    (kernels.smith_products, {**_COMMON, "step": "i32"}, {}),
-    (kernels.smith_sum, {**_COMMON, "step": "i32"}, {}),
+    *(
+        (kernel, {**_COMMON, "step": "i32"}, {"PLANES": planes})
+        for planes in (3, 1)
+        for kernel in (kernels.smith_products, kernels.smith_sum)
+    ),
     (kernels.subtract, {**_COMMON, "v_slot": "i32"}, {}),
     *(
         (
@@ -65,7 +68,7 @@ def _builds():
                 narrow=200,
                 registers=255,
                 architectures=architectures,
-                name=f"{signature.get('out', '')}{tiling.depth}",
+                name=f"{signature.get('out', '')}{tiling.depth}-{constants.get('PLANES', 3)}",
             )
     yield Build(
         kernels.pack,

@@ -129,7 +129,8 @@ def small_tops(
         tl.store(sigmas + p, _bound(first, log, tl.load(allowances + p)))
         side = tl.arange(0, SIDE)
         diagonal = tl.sum(tl.where(side[:, None] == side[None, :], tile, 0.0), axis=1)
-        top = tl.argmax(diagonal, axis=0)
+        # Where a NaN has spoiled all of it: column 0. The largest of nothing but NaN is no column.
+        top = tl.argmax(tl.where(diagonal == diagonal, diagonal, -1.0), axis=0)
         column = tl.sum(tl.where(side[None, :] == top, tile, 0.0), axis=1)
         norm = tl.sqrt(tl.sum(column * column))
         vector = column * inverse_or_zero(norm)

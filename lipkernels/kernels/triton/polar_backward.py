@@ -20,6 +20,11 @@ H = q P^-1 gives I - N, which turns A into -A and nothing else. It starts from t
 polynomial on the spectrum of I + H and multiplies (I + E), (I + E^2), (I + E^4) .. to it;
 INVERSE = 7 of them leave 1e-20 at c = 100 and 2e-7 at c = 1000.
 
+After a fast forward, whose U and P^-1 are off by 1e-3 and more, FAST_SMITH = FAST_INVERSE = 6 steps
+are taken, and the products of the Smith steps read the upper planes alone (the inverse cannot:
+where N came out above one, the squares of A would grow without a bound). rho^128 is 2e-4 at
+c = 1000.
+
 Conjugate gradients need a launch for every one of their 14 steps at condition 10 and 45 at 100, and
 two sums in each; a Chebyshev iteration as many steps without the sums. Both were left.
 """
@@ -68,8 +73,8 @@ from lipkernels.kernels.triton.workspace import (
     wide_blocks,
 )
 
-SMITH = 7
-INVERSE = 7
+SMITH, FAST_SMITH = 7, 6
+INVERSE, FAST_INVERSE = 7, 6
 FINISH_STAGES = 2  # of its three loops: with a third sm_100 has too little shared memory
 SAVED_PER_WEIGHT = 3  # factor, spectrum, scalars: see `lipkernels.kernels.polar`
 _UNSCALE = tl.constexpr(1.0 / (128.0 * 128.0))
@@ -245,8 +250,9 @@ def second_half(
 
 @triton.jit
 def smith_products(
-    table, tiles, hi, lo, step, B: tl.constexpr, BK: tl.constexpr, DESCRIPTORS: tl.constexpr
-):
+    table, tiles, hi, lo, step,
+    PLANES: tl.constexpr, B: tl.constexpr, BK: tl.constexpr, DESCRIPTORS: tl.constexpr,
+):  # fmt: skip
     """Kind 0: A V = -A V^T; 1: A <- A A."""
     t = tl.program_id(0)
     p, kind = tl.load(tiles + 4 * t), tl.load(tiles + 4 * t + 1)
@@ -256,7 +262,7 @@ def smith_products(
     a, v = square_at(table, p, m, ldm, _A + now), square_at(table, p, m, ldm, _V + now)
     b = tl.where(kind == 0, v, a)
     acc = tl.zeros((B, B), tl.float32)
-    acc = add_a_bt(acc, hi, lo, a, b, i, j, m, m, ldm, B, BK, DESCRIPTORS) * _UNSCALE
+    acc = add_a_bt(acc, hi, lo, a, b, i, j, m, m, ldm, B, BK, DESCRIPTORS, PLANES) * _UNSCALE
     if kind == 0:
         store_planes(hi, lo, square_at(table, p, m, ldm, _AV), i, j, m, ldm, SCALE, -acc, B, B)
     else:
@@ -266,8 +272,9 @@ def smith_products(
 
 @triton.jit
 def smith_sum(
-    table, tiles, hi, lo, step, B: tl.constexpr, BK: tl.constexpr, DESCRIPTORS: tl.constexpr
-):
+    table, tiles, hi, lo, step,
+    PLANES: tl.constexpr, B: tl.constexpr, BK: tl.constexpr, DESCRIPTORS: tl.constexpr,
+):  # fmt: skip
     """V <- V + (A V) A."""
     t = tl.program_id(0)
     p, i, j = tl.load(tiles + 3 * t), tl.load(tiles + 3 * t + 1), tl.load(tiles + 3 * t + 2)
@@ -276,7 +283,7 @@ def smith_sum(
     av, a = square_at(table, p, m, ldm, _AV), square_at(table, p, m, ldm, _A + now)
     v = square_at(table, p, m, ldm, _V + now)
     acc = tl.zeros((B, B), tl.float32)
-    acc = add_a_bt(acc, hi, lo, av, a, i, j, m, m, ldm, B, BK, DESCRIPTORS) * _UNSCALE
+    acc = add_a_bt(acc, hi, lo, av, a, i, j, m, m, ldm, B, BK, DESCRIPTORS, PLANES) * _UNSCALE
     acc += load_planes(hi, lo, v, i, j, m, ldm, SCALE, B, B)
     out = square_at(table, p, m, ldm, _V + 1 - now)
     store_skew(hi, lo, out, i, j, m, ldm, SCALE, acc, B)
@@ -364,7 +371,10 @@ class _Backward:
         saved: list[list[Tensor]],
         scales: list[float],
         out: list[Tensor],
+        fast: bool,
     ):
+        self.smith, self.inverse = (FAST_SMITH, FAST_INVERSE) if fast else (SMITH, INVERSE)
+        self.planes = {"PLANES": 1 if fast else 3}
         self.shapes: Group = group(grads)
         device = self.shapes.device
         self.layout: Layout = self.shapes.plan("polar backward", _layout)
@@ -400,12 +410,13 @@ class _Backward:
             WIDTH=5, ALIGNED=aligned, B=B, LANES=LANES, num_warps=planes.WARPS,
         )  # fmt: skip
 
-    def _on(self, tiles: Tensor, kernel, *arguments: int) -> None:
+    def _on(self, tiles: Tensor, kernel, *arguments: int, **constants: int) -> None:
         """A launch that needs the workspace alone."""
         if len(tiles):
             launch(
-                kernel, len(tiles), self.table, tiles, self.hi, self.lo, *arguments, **self.built
-            )
+                kernel, len(tiles),
+                self.table, tiles, self.hi, self.lo, *arguments, **constants, **self.built,
+            )  # fmt: skip
 
     def _solve(self) -> None:
         shapes = self.shapes
@@ -431,18 +442,18 @@ class _Backward:
             WIDTH=1, ALIGNED=aligned, **self.built,
         )  # fmt: skip
         halves = shapes.tiles("N, E", _halves)
-        for step in range(INVERSE):
+        for step in range(self.inverse):
             self._on(halves, invert, step)
-        n_slot = _N.value + INVERSE % 2
+        n_slot = _N.value + self.inverse % 2
         self._on(whole, first_half, n_slot)
         self._on(lower, second_half, n_slot)
         products = shapes.tiles("A V, A A", _whole_and_half)
-        for step in range(SMITH):
-            self._on(products, smith_products, step)
-            self._on(lower, smith_sum, step)
+        for step in range(self.smith):
+            self._on(products, smith_products, step, **self.planes)
+            self._on(lower, smith_sum, step, **self.planes)
 
     def _finish(self) -> None:
-        shapes, v_slot = self.shapes, _V.value + SMITH % 2
+        shapes, v_slot = self.shapes, _V.value + self.smith % 2
         self._on(shapes.tiles("squares of wide ones", _wide_ones), subtract, v_slot)
         places, aligned = shapes.places(self.out, self.inputs[3], self.inputs[4])
         tiles = shapes.tiles("wide blocks", wide_blocks)
@@ -467,6 +478,7 @@ def backward(
     results: Sequence[Tensor],
     saved: Sequence[Tensor],
     scales: Sequence[float],
+    fast: bool = False,
 ) -> list[Tensor]:
     """As ``lipkernels::polar_factor_backward``, for weights that are not float64."""
     results, parts = list(results), [list(saved[i::SAVED_PER_WEIGHT]) for i in range(3)]
@@ -475,7 +487,7 @@ def backward(
         # A rounded result is not accurate enough to differentiate with, and keeping a second copy
         # would cost memory: once more.
         again, others = forward(
-            [weights[i] for i in rounded_ones], [1.0] * len(rounded_ones), torch.float32
+            [weights[i] for i in rounded_ones], [1.0] * len(rounded_ones), torch.float32, fast
         )
         for k, i in enumerate(rounded_ones):
             results[i] = again[k]
@@ -490,5 +502,6 @@ def backward(
             [[part[i] for i in members] for part in parts],
             [scales[i] for i in members],
             [out[i] for i in members],
+            fast,
         ).run()
     return out

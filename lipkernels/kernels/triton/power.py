@@ -42,7 +42,6 @@ def start(table, starts, u, UNIT: tl.constexpr, WIDTH: tl.constexpr, BLOCK: tl.c
     """u / |u|, by its largest entry first: the square of a large one would overflow."""
     its = table + tl.program_id(0).to(tl.int64) * WIDTH
     rows, first = tl.load(its + 3), starts + tl.load(its + 6)
-    to = u + tl.load(its + 1) * UNIT
     i = tl.arange(0, BLOCK)
     largest = tl.zeros((BLOCK,), tl.float64)
     for at in range(0, rows, BLOCK):
@@ -54,6 +53,7 @@ def start(table, starts, u, UNIT: tl.constexpr, WIDTH: tl.constexpr, BLOCK: tl.c
         x = widened(tl.load(first + at + i, mask=at + i < rows, other=0.0)) * inverse
         squares += x * x
     norm = inverse_or_zero(tl.sqrt(tl.sum(squares)))
+    to = u + tl.load(its + 1) * UNIT
     for at in range(0, rows, BLOCK):
         x = widened(tl.load(first + at + i, mask=at + i < rows, other=0.0)) * inverse
         tl.store(to + at + i, x * norm, mask=at + i < rows)

@@ -7,6 +7,10 @@ residual I - U U^T would miss it. So each step of the loop has an accumulator of
 products of the planes in it from small to large, and is added to the sum by an ordinary, rounded
 addition.
 
+Note [Planes]
+PLANES = 3 takes all of both factors; 2 the upper plane of A, 11 bits, and all of B; 1 the upper
+planes alone. The lower planes that are left out are not read either.
+
 Note [Tiles]
 Blocks of 64 x 64, with tensor descriptors (the tensor memory accelerator fills shared memory) where
 the architecture has them, with pointers elsewhere. Networks' weights are too small to fill a
@@ -64,26 +68,38 @@ def tiling(device: torch.device) -> Tiling:
 
 
 @triton.jit
-def _part(ah, al, bh, bl):
-    part = tl.dot(al, bh)
-    part = tl.dot(ah, bl, part)
-    return tl.dot(ah, bh, part)
+def _part(ah, al, bh, bl, PLANES: tl.constexpr):
+    if PLANES == 3:
+        part = tl.dot(al, bh)
+        part = tl.dot(ah, bl, part)
+        part = tl.dot(ah, bh, part)
+    elif PLANES == 2:
+        part = tl.dot(ah, bl)
+        part = tl.dot(ah, bh, part)
+    else:
+        part = tl.dot(ah, bh)
+    return part
 
 
 @triton.jit
 def add_a_bt(
     acc, hi, lo, a, b, i, j, rows_a, rows_b, depth,
-    B: tl.constexpr, BK: tl.constexpr, DESCRIPTORS: tl.constexpr,
+    B: tl.constexpr, BK: tl.constexpr, DESCRIPTORS: tl.constexpr, PLANES: tl.constexpr = 3,
 ):  # fmt: skip
     """``acc`` + block (i, j) of A B^T, both with ``depth`` columns (a multiple of 8)."""
     if DESCRIPTORS:
         a_hi = tl.make_tensor_descriptor(hi + a, [rows_a, depth], [depth, 1], [B, BK])
-        a_lo = tl.make_tensor_descriptor(lo + a, [rows_a, depth], [depth, 1], [B, BK])
         b_hi = tl.make_tensor_descriptor(hi + b, [rows_b, depth], [depth, 1], [B, BK])
-        b_lo = tl.make_tensor_descriptor(lo + b, [rows_b, depth], [depth, 1], [B, BK])
+        a_lo, b_lo = a_hi, b_hi
+        if PLANES == 3:
+            a_lo = tl.make_tensor_descriptor(lo + a, [rows_a, depth], [depth, 1], [B, BK])
+        if PLANES >= 2:
+            b_lo = tl.make_tensor_descriptor(lo + b, [rows_b, depth], [depth, 1], [B, BK])
         for k in range(0, depth, BK):
-            bh, bl = b_hi.load([j * B, k]).T, b_lo.load([j * B, k]).T
-            acc += _part(a_hi.load([i * B, k]), a_lo.load([i * B, k]), bh, bl)
+            ah, bh = a_hi.load([i * B, k]), b_hi.load([j * B, k])
+            al = a_lo.load([i * B, k]) if PLANES == 3 else ah
+            bl = b_lo.load([j * B, k]) if PLANES >= 2 else bh
+            acc += _part(ah, al, bh.T, bl.T, PLANES)
     else:
         ra = i * B + tl.arange(0, B)[:, None]
         rb = j * B + tl.arange(0, B)[:, None]
@@ -92,17 +108,17 @@ def add_a_bt(
         for k in range(0, depth, BK):
             in_a, in_b = (ra < rows_a) & (k + c < depth), (rb < rows_b) & (k + c < depth)
             ah = tl.load(hi + at_a + k, mask=in_a, other=0.0)
-            al = tl.load(lo + at_a + k, mask=in_a, other=0.0)
+            al = tl.load(lo + at_a + k, mask=in_a, other=0.0) if PLANES == 3 else ah
             bh = tl.load(hi + at_b + k, mask=in_b, other=0.0)
-            bl = tl.load(lo + at_b + k, mask=in_b, other=0.0)
-            acc += _part(ah, al, bh.T, bl.T)
+            bl = tl.load(lo + at_b + k, mask=in_b, other=0.0) if PLANES >= 2 else bh
+            acc += _part(ah, al, bh.T, bl.T, PLANES)
     return acc
 
 
 @triton.jit
 def add_a_b(
     acc, hi, lo, a, b, i, j, rows, depth, ld_a, cols,
-    B: tl.constexpr, BK: tl.constexpr, DESCRIPTORS: tl.constexpr,
+    B: tl.constexpr, BK: tl.constexpr, DESCRIPTORS: tl.constexpr, PLANES: tl.constexpr = 3,
 ):  # fmt: skip
     """``acc`` + block (i, j) of A B: A (rows, depth), its rows ``ld_a`` apart, B (depth, cols).
 
@@ -110,12 +126,17 @@ def add_a_b(
     """
     if DESCRIPTORS:
         a_hi = tl.make_tensor_descriptor(hi + a, [rows, ld_a], [ld_a, 1], [B, BK])
-        a_lo = tl.make_tensor_descriptor(lo + a, [rows, ld_a], [ld_a, 1], [B, BK])
         b_hi = tl.make_tensor_descriptor(hi + b, [depth, cols], [cols, 1], [BK, B])
-        b_lo = tl.make_tensor_descriptor(lo + b, [depth, cols], [cols, 1], [BK, B])
+        a_lo, b_lo = a_hi, b_hi
+        if PLANES == 3:
+            a_lo = tl.make_tensor_descriptor(lo + a, [rows, ld_a], [ld_a, 1], [B, BK])
+        if PLANES >= 2:
+            b_lo = tl.make_tensor_descriptor(lo + b, [depth, cols], [cols, 1], [BK, B])
         for k in range(0, depth, BK):
-            bh, bl = b_hi.load([k, j * B]), b_lo.load([k, j * B])
-            acc += _part(a_hi.load([i * B, k]), a_lo.load([i * B, k]), bh, bl)
+            ah, bh = a_hi.load([i * B, k]), b_hi.load([k, j * B])
+            al = a_lo.load([i * B, k]) if PLANES == 3 else ah
+            bl = b_lo.load([k, j * B]) if PLANES >= 2 else bh
+            acc += _part(ah, al, bh, bl, PLANES)
     else:
         ra = i * B + tl.arange(0, B)[:, None]
         ca = tl.arange(0, BK)[None, :]
@@ -125,10 +146,10 @@ def add_a_b(
         for k in range(0, depth, BK):
             in_a, in_b = (ra < rows) & (k + ca < ld_a), (k + rb < depth) & (cb < cols)
             ah = tl.load(hi + at_a + k, mask=in_a, other=0.0)
-            al = tl.load(lo + at_a + k, mask=in_a, other=0.0)
+            al = tl.load(lo + at_a + k, mask=in_a, other=0.0) if PLANES == 3 else ah
             bh = tl.load(hi + at_b + k * cols, mask=in_b, other=0.0)
-            bl = tl.load(lo + at_b + k * cols, mask=in_b, other=0.0)
-            acc += _part(ah, al, bh, bl)
+            bl = tl.load(lo + at_b + k * cols, mask=in_b, other=0.0) if PLANES >= 2 else bh
+            acc += _part(ah, al, bh, bl, PLANES)
     return acc
 
 

@@ -204,7 +204,8 @@ def pair_settings(n: int, inner: int, itemsize: int) -> dict[str, Any]:
     """The constants of ``sort_pairs``."""
     most = 16 // itemsize
     return {
-        "BLOCK": _TILE_BYTES // 2 // itemsize,
+        # Two loads of 16 single bytes in flight are more than the registers hold.
+        "BLOCK": _TILE_BYTES // 2 // max(itemsize, 2),
         "VN": math.gcd(n, most),
         "VI": math.gcd(inner, most),
         "ADJACENT": inner == 1,
