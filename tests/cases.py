@@ -62,7 +62,7 @@ WEIGHT_SHAPES = {
     "batch": (3, 4, 6),
     "batch_tall": (2, 7, 3),
     "batch_square": (2, 4, 4),
-    "batch_deep": (2, 3, 3, 5),
+    "batch_deep": (2, 2, 3, 5),
     "no_rows": (0, 4),
     "no_columns": (4, 0),
     "no_matrices": (0, 3, 4),
@@ -275,6 +275,30 @@ def on_backends(*ops: str):
         for backend in _backends_of(op)
     ]
     return pytest.mark.parametrize(("case", "backend"), parameters)
+
+
+def is_interpreted(backend: str) -> bool:
+    """Whether this backend takes a second for what takes the others a millisecond."""
+    return backend == "triton" and backends.is_interpreted()
+
+
+def on_backends_by_dtype(op: str):
+    """Parametrize a test over (case, backend, dtype): FLOATS.
+
+    Triton's interpreter gets float32, the strictest tolerance of what kernels compute, for every
+    case, and the three others in turns: each of them has every third shape and layout.
+    """
+    parameters = []
+    for i, case in enumerate(of(op)):
+        for backend in _backends_of(op):
+            (name,) = backend.values
+            others = [dtype for dtype in FLOATS if dtype != torch.float32]
+            if is_interpreted(name):
+                others = [others[i % len(others)]]
+            for dtype in (torch.float32, *others):
+                label = f"{op}-{case}-{str(dtype).removeprefix('torch.')}-{name}"
+                parameters.append(pytest.param(case, name, dtype, marks=backend.marks, id=label))
+    return pytest.mark.parametrize(("case", "backend", "dtype"), parameters)
 
 
 def by_dtype(dtypes: tuple[torch.dtype, ...] = FLOATS):

@@ -4,7 +4,7 @@ import cases
 import pytest
 import tolerances
 import torch
-from cases import by_dtype, on_backends
+from cases import on_backends_by_dtype
 
 from lipkernels import functional as F
 
@@ -22,15 +22,16 @@ def oracle(w, beta=0.5, n_iter=15, tol=0.0):
     return x
 
 
-@on_backends("bjorck")
-@by_dtype()
+@on_backends_by_dtype("bjorck")
 def test_values(case, backend, dtype):
     w = case.input(dtype, device=cases.device_of(backend))
-    x, u = case.call(w, backend=backend)
+    # In the interpreter, which hands float64 on to the reference; test_triton_bjorck.py has all 15.
+    n_iter = 4 if cases.is_interpreted(backend) and dtype != torch.float64 else 15
+    x, u = case.call(w, n_iter=n_iter, backend=backend)
     assert x.shape == w.shape and x.dtype == dtype
     assert u.shape == w.shape[:-1]
     limit = tolerances.WEIGHT_VALUES["bjorck"][dtype]
-    torch.testing.assert_close(x.double().cpu(), oracle(w.cpu()), rtol=0, atol=limit)
+    torch.testing.assert_close(x.double().cpu(), oracle(w.cpu(), n_iter=n_iter), rtol=0, atol=limit)
 
 
 @pytest.mark.parametrize("shape", [(5, 8), (8, 5), (6, 6), (2, 3, 5)])

@@ -48,7 +48,9 @@ def gradient(case, x, **others):
 def test_input_kept_and_output_owned(case, backend):
     x = case.input(torch.float32, device=cases.device_of(backend)).requires_grad_()
     before, version = x.detach().clone(), x._version
-    outs = tensors_in(case.call(x, backend=backend))
+    # Its buffers take turns: the third step writes where the first one did.
+    others = {"n_iter": 3} if case.op == "bjorck" else {}
+    outs = tensors_in(case.call(x, backend=backend, **others))
     if case.op not in POOLS:  # which keep channels_last, as torch's pools do
         assert all(out.is_contiguous() for out in outs)
     result = outs[0]

@@ -6,7 +6,7 @@ import cases
 import pytest
 import tolerances
 import torch
-from cases import by_dtype, on_backends
+from cases import by_dtype, on_backends_by_dtype
 
 from lipkernels import functional as F
 
@@ -28,8 +28,7 @@ def oracle(w, per_row=False):
     )
 
 
-@on_backends("frobenius_normalize")
-@by_dtype()
+@on_backends_by_dtype("frobenius_normalize")
 @pytest.mark.parametrize("per_row", [False, True])
 def test_values(case, backend, dtype, per_row):
     w = case.input(dtype, device=cases.device_of(backend))

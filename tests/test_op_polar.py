@@ -4,7 +4,7 @@ import cases
 import pytest
 import tolerances
 import torch
-from cases import FLOATS, by_dtype, on_backends
+from cases import FLOATS, by_dtype, on_backends_by_dtype
 
 from lipkernels import functional as F
 
@@ -14,8 +14,7 @@ def oracle(w):
     return left @ right
 
 
-@on_backends("polar_factor")
-@by_dtype()
+@on_backends_by_dtype("polar_factor")
 def test_values(case, backend, dtype):
     w = case.input(dtype, device=cases.device_of(backend))
     u = case.call(w, backend=backend)

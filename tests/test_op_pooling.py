@@ -6,7 +6,7 @@ import cases
 import pytest
 import tolerances
 import torch
-from cases import by_dtype, on_backends
+from cases import by_dtype, on_backends_by_dtype
 
 from lipkernels import functional as F
 
@@ -37,8 +37,7 @@ def slow_norm(x, **window):
     return slow_sum(x.double().square(), **window).sqrt()
 
 
-@on_backends("l2_norm_pool2d")
-@by_dtype()
+@on_backends_by_dtype("l2_norm_pool2d")
 def test_values(case, backend, dtype):
     x = case.input(dtype)
     y = case.call(x.to(cases.device_of(backend)), backend=backend)
@@ -48,8 +47,7 @@ def test_values(case, backend, dtype):
     torch.testing.assert_close(y.double().cpu(), expected, rtol=limit, atol=0)
 
 
-@on_backends("scaled_avg_pool2d")
-@by_dtype()
+@on_backends_by_dtype("scaled_avg_pool2d")
 def test_means(case, backend, dtype):
     x = case.input(dtype)
     y = case.call(x.to(cases.device_of(backend)), backend=backend)

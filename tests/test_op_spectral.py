@@ -6,7 +6,7 @@ import cases
 import pytest
 import tolerances
 import torch
-from cases import by_dtype, on_backends
+from cases import on_backends_by_dtype
 
 from lipkernels import functional as F
 
@@ -16,8 +16,7 @@ def oracle(w):
     return x if x.numel() == 0 else x / torch.linalg.svdvals(x)[..., :1, None]
 
 
-@on_backends("spectral_normalize")
-@by_dtype()
+@on_backends_by_dtype("spectral_normalize")
 def test_values(case, backend, dtype):
     w = case.input(dtype, device=cases.device_of(backend))
     x, u = case.call(w, backend=backend)
@@ -73,12 +72,11 @@ def test_vector_keeps_the_dtype_of_its_start():
 
 
 # ----------------------------------------------------------------------------- power iteration
-@on_backends("power_iteration")
-@by_dtype()
+@on_backends_by_dtype("power_iteration")
 def test_power_iteration_converges_to_the_top_triplet(case, backend, dtype):
     w = case.input(dtype, device=cases.device_of(backend))
     # The interpreter is slow, and these singular values are far enough apart.
-    n_iter = 80 if backend == "triton" else 400
+    n_iter = 80 if cases.is_interpreted(backend) else 400
     sigma, u, v = (t.double().cpu() for t in case.call(w, n_iter=n_iter, backend=backend))
     left, values, right = torch.linalg.svd(w.double().cpu(), full_matrices=False)
     limit = tolerances.POWER_ITERATION[torch.promote_types(dtype, torch.float32)]

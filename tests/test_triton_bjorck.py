@@ -18,7 +18,7 @@ GRADIENT = 5e-6  # 7e-7
 
 @pytest.mark.parametrize(
     ("shape", "n_iter", "tol"),
-    [((5, 8), 3, 0.0), ((9, 4), 9, 0.0), ((2, 4, 6), 5, 0.05), ((6, 6), 0, 0.0), ((5, 8), 9, 0.1)],
+    [((5, 8), 3, 0.0), ((9, 4), 15, 0.0), ((2, 4, 6), 5, 0.05), ((6, 6), 0, 0.0), ((5, 8), 9, 0.1)],
 )
 def test_values_and_gradients(shape, n_iter, tol):
     w = cases.weight_of_condition(shape, 20).float()

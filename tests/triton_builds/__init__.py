@@ -9,6 +9,9 @@ from typing import Any
 # Of one program: what a multiprocessor lends it on sm_80, sm_90 and sm_100, less what is reserved.
 SHARED_MEMORY = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024}
 
+# Of a multiprocessor of any of them, which a thread is given so many of at a time.
+_REGISTERS, _GRANULE = 65536, 8
+
 
 @dataclass(frozen=True)
 class Build:
@@ -34,6 +37,16 @@ class Build:
     divisible: tuple[str, ...] = ()
     architectures: tuple[int, ...] = (80, 90, 100)
     name: str = field(default="", compare=False)
+
+    @property
+    def most_registers(self) -> int:
+        """``registers``, or more if as many programs still run on a multiprocessor at once.
+
+        Each version of the compiler has its own number, and up to this step it costs nothing.
+        """
+        threads = self.num_warps * 32
+        programs = _REGISTERS // (threads * (-(-self.registers // _GRANULE) * _GRANULE))
+        return min(255, _REGISTERS // (threads * programs) // _GRANULE * _GRANULE)
 
     def __str__(self) -> str:
         name = self.name or "-".join(f"{k}{v}" for k, v in self.constants.items())

@@ -4,7 +4,7 @@ from lipkernels.kernels.triton import polar_finish
 from lipkernels.kernels.triton.workspace import LANES
 from triton_builds.polar_start import COMMON, PLANES, SUMS, TABLES, on_every_architecture
 
-_PRODUCTS = {**SUMS, "products": "*fp32"}
+_PRODUCTS = {**SUMS, "products": "*fp32", "n_products": "i32"}
 _OUTPUTS = dict.fromkeys(("results", "factors", "spectra", "scalars"), "*fp32")
 
 
@@ -42,6 +42,7 @@ def _builds():
                 **SUMS,
                 "n_matrices": "i32",
                 "products": "*fp32",
+                "n_products": "i32",
             },
             constants,
         )

@@ -52,7 +52,7 @@ def columns(kind, size):
             **{"x": kind, "y": kind, "index": "*u8" if size <= 256 else "*i16"},
             **{"n": "i32", "inner": "i32", "size": "i32"},
         },
-        registers=128,
+        registers=80,
         shared=16 * 1024,
         name=f"{kind[1:]}-{size}",
     )

@@ -83,10 +83,10 @@ def attempt(
     x = raw_block(part_of(matrices, places, p, 0, 2, ALIGNED), i, j, m, n, is_tall(table, p), B)
     x *= _number(numbers, p, c)
     r = (rounded(x, results.dtype.element_ty).to(tl.float32) - x) * _number(numbers, p, _UNIT)
-    store_planes(hi, lo, wide_at(table, p, m, ldn, c), i, j, m, ldn, SCALE, r, B, B)
     first = tl.load(table + p * WIDTH + 8)
     at = c * n_blocks + first + i * tl.cdiv(n, B) + j
     tl.store(squares + at, tl.sum(tl.sum(r * r, 1), 0))
+    store_planes(hi, lo, wide_at(table, p, m, ldn, c), i, j, m, ldn, SCALE, r, B, B)
 
 
 @triton.jit

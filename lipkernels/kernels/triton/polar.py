@@ -98,7 +98,7 @@ class _Forward:
         self.units = torch.empty(2 * self.n, dtype=torch.float32, device=device)
         self.norms = torch.empty(2 * self.n, dtype=torch.float32, device=device)
         self.sums = torch.empty(N_SUMS * self.layout.n_lower, dtype=torch.float32, device=device)
-        self.squares = torch.empty(self.layout.n_blocks, dtype=torch.float32, device=device)
+        self.squares = torch.empty(3 * self.layout.n_blocks, dtype=torch.float32, device=device)
         self.product: Tiling = tiling(device)
 
     def _start(self) -> None:
@@ -199,13 +199,13 @@ class _Forward:
         launch(
             polish, len(tiles),
             self.table, tiles, self.hi, self.lo, now, following, self.sums, n_sums,
-            self.squares, LANES=LANES, **built,
+            self.squares, self.layout.n_blocks, LANES=LANES, **built,
         )  # fmt: skip
         tiles = shapes.tiles("E, P, Z Z^T", last)
         launch(
             last_gram, len(tiles),
             self.outputs[1], self.table, tiles, self.to, self.hi, self.lo, following,
-            self.sums, n_sums, self.squares,
+            self.sums, n_sums, self.squares, self.layout.n_blocks,
             WIDTH=4, ALIGNED=self.to_aligned, LANES=LANES, **built,
         )  # fmt: skip
         tiles = shapes.tiles("U, Q", results)
@@ -213,7 +213,8 @@ class _Forward:
             finish, len(tiles),
             *self.outputs, self.table, tiles, self.to, self.multipliers, self.hi, self.lo,
             following, self.units, self.norms, self.sums, n_sums, self.n,
-            self.squares, WIDTH=4, ALIGNED=self.to_aligned, LANES=LANES, **built,
+            self.squares, self.layout.n_blocks,
+            WIDTH=4, ALIGNED=self.to_aligned, LANES=LANES, **built,
         )  # fmt: skip
 
     def run(self) -> None:

@@ -43,28 +43,36 @@ _ENOUGH = tl.constexpr(2e-6)  # |E|_F that only the last polishing is needed for
 
 
 @triton.jit
-def _certain(table, p, m, n, sums, n_sums, products, B: tl.constexpr, LANES: tl.constexpr):
-    """A factor that makes |X|_2 <= 1 certain after the first polishing: 1 where it is; or 0.
+def _certain(
+    table, p, m, n, sums, n_sums, products, n_products, B: tl.constexpr, LANES: tl.constexpr
+):
+    """A factor that makes |X|_2 <= 1 certain after the first polishing: 1 where it is; 0 for NaN.
 
-    Polishing maps singular values in [0, 2] to [-1, 1], and |E|_F <= 3 says that they are there.
-    If it is more, since many are near zero, so does v = |E X|_F^2, the sum of x^2 (1 - x^2)^2,
-    with v <= 36. Otherwise x >= 2 has x^6 <= 16 v / 9, and becomes x^3 / 2 at most.
+    Polishing maps singular values x in [0, 2] to [-1, 1]. With e = 1 - x^2 they are there if
+    |E|_F <= 3; if a = |E X|_F^2 = sum x^2 e^2 is at most 36, what x = 2 adds to it; or, where many
+    are still on their way to one, if sum x^2 (e - b)^2 is at most 4 (3 + b)^2 for a b > -3. For
+    the mean b of e that sum is a - b <E X, X>. Otherwise x > 2 has x^6 <= 16 a / 9, and polishing
+    makes x^3 / 2 of it at most.
     """
     f = tl.sqrt(sum_of(table, sums, p, n_sums, DEFECT, LANES))
-    v = sum_of_blocks(table, products, p, m, n, B, LANES)
-    v = tl.where(f <= 2.9, 0.0, v)  # it was not computed where f <= _ENOUGH
-    factor = tl.where(v <= 35.0, 1.0, 1.49 / tl.sqrt(v))
-    return tl.where(v < float("inf"), factor, 0.0)
+    a = sum_of_blocks(table, products, p, m, n, B, LANES)
+    along = sum_of_blocks(table, products + n_products, p, m, n, B, LANES)
+    squares = sum_of_blocks(table, products + 2 * n_products, p, m, n, B, LANES)
+    b = along / tl.where(squares > 0, squares, 1.0)
+    is_near = (b > -2.9) & (a - b * along <= 3.5 * (3.0 + b) * (3.0 + b))
+    # What polishing has not computed, where f <= _ENOUGH, is not looked at.
+    factor = tl.where((f <= 2.9) | (a <= 35.0) | is_near, 1.0, tl.minimum(1.0, 1.49 / tl.sqrt(a)))
+    return tl.where((f <= 2.9) | (a < float("inf")), factor, 0.0)
 
 
 @triton.jit
 def polish(
-    table, tiles, hi, lo, state, following, sums, n_sums, products, FAST: tl.constexpr,
+    table, tiles, hi, lo, state, following, sums, n_sums, products, n_products, FAST: tl.constexpr,
     B: tl.constexpr, BK: tl.constexpr, DESCRIPTORS: tl.constexpr, LANES: tl.constexpr,
 ):  # fmt: skip
     """X + E X / 2 and Z + E Z / 2, unless E is so small that the last polishing is enough.
 
-    products: with FAST, |E X|_F^2 of each block.
+    products: with FAST, what each block adds to |E X|_F^2, <E X, X> and |X|_F^2.
     """
     t = tl.program_id(0)
     p, of_z = tl.load(tiles + 4 * t), tl.load(tiles + 4 * t + 1)
@@ -81,10 +89,14 @@ def polish(
     if of_z == 0:
         x, out = wide_at(table, p, m, ldn, 1 + now), wide_at(table, p, m, ldn, 2 - now)
         acc = add_a_b(acc, hi, lo, e, x, i, j, m, m, ldm, ldn, B, BK, DESCRIPTORS)
+        now_x = load_planes(hi, lo, x, i, j, m, ldn, SCALE, B, B)
         if FAST:
-            at = tl.load(table + p * TABLE + 8) + i * tl.cdiv(n, B) + j
-            tl.store(products + at, tl.sum(tl.sum(acc * acc, 1), 0) * (UNSCALE * UNSCALE))
-        acc = load_planes(hi, lo, x, i, j, m, ldn, SCALE, B, B) + acc * (0.5 * UNSCALE)
+            ex = acc * UNSCALE
+            at = products + tl.load(table + p * TABLE + 8) + i * tl.cdiv(n, B) + j
+            tl.store(at, tl.sum(tl.sum(ex * ex, 1), 0))
+            tl.store(at + n_products, tl.sum(tl.sum(ex * now_x, 1), 0))
+            tl.store(at + 2 * n_products, tl.sum(tl.sum(now_x * now_x, 1), 0))
+        acc = now_x + acc * (0.5 * UNSCALE)
         store_planes(hi, lo, out, i, j, m, ldn, SCALE, acc, B, B)
     else:
         x = square_at(table, p, m, ldm, ALL_Z + now)
@@ -96,7 +108,7 @@ def polish(
 
 @triton.jit
 def last_gram(
-    factors, table, tiles, places, hi, lo, state, sums, n_sums, products,
+    factors, table, tiles, places, hi, lo, state, sums, n_sums, products, n_products,
     WIDTH: tl.constexpr, ALIGNED: tl.constexpr, FAST: tl.constexpr,
     B: tl.constexpr, BK: tl.constexpr, DESCRIPTORS: tl.constexpr, LANES: tl.constexpr,
 ):  # fmt: skip
@@ -116,8 +128,11 @@ def last_gram(
         a = tl.where(kind == 0, x, wide_at(table, p, m, ldn, 0))
         acc = add_a_bt(acc, hi, lo, a, x, i, j, m, m, ldn, B, BK, DESCRIPTORS) * UNSCALE
         if FAST:
-            c = _certain(table, p, m, n, sums, n_sums, products, B, LANES)
-            acc = tl.where(c > 0, acc * tl.where(kind == 0, c * c, c), 0.0)
+            c = _certain(table, p, m, n, sums, n_sums, products, n_products, B, LANES)
+            if kind == 0:
+                acc = tl.where(c > 0, acc * (c * c), 0.0)
+            else:  # the gradient of what is not the polar factor has no meaning: a finite one
+                acc = tl.where(c == 1, acc, identity(i, j, m, B))
         if kind == 0:
             e = identity(i, j, m, B) - acc
             store_symmetric(hi, lo, square_at(table, p, m, ldm, E), i, j, m, ldm, SCALE, e, B)
@@ -133,7 +148,7 @@ def last_gram(
 @triton.jit
 def finish(
     results, factors, spectra, scalars, table, tiles, places, multipliers, hi, lo, state,
-    units, norms, sums, n_sums, n_matrices, products,
+    units, norms, sums, n_sums, n_matrices, products, n_products,
     WIDTH: tl.constexpr, ALIGNED: tl.constexpr, FAST: tl.constexpr,
     B: tl.constexpr, BK: tl.constexpr, DESCRIPTORS: tl.constexpr, LANES: tl.constexpr,
 ):  # fmt: skip
@@ -149,7 +164,7 @@ def finish(
     acc = tl.zeros((B, B), tl.float32)
     certain = 1.0
     if FAST:
-        certain = _certain(table, p, m, n, sums, n_sums, products, B, LANES)
+        certain = _certain(table, p, m, n, sums, n_sums, products, n_products, B, LANES)
     if kind == 0:
         x = wide_at(table, p, m, ldn, 1 + now)
         acc = add_a_b(acc, hi, lo, e, x, i, j, m, m, ldm, ldn, B, BK, DESCRIPTORS)
@@ -166,7 +181,7 @@ def finish(
             z = tl.sqrt(tl.sqrt(sum_of(table, sums, p, n_sums, FOURTH_Z, LANES)))
             s = tl.sqrt(squares / alpha)
             if FAST:
-                z = tl.where(certain > 0, z, 1.0)
+                s, z = tl.where(certain == 1, s, 1.0), tl.where(certain == 1, z, 1.0)
             spectrum = part_of(spectra, places, p, 2, WIDTH, ALIGNED)
             lane = tl.arange(0, LANES)
             for start in range(0, m, LANES):
@@ -177,7 +192,8 @@ def finish(
         x = square_at(table, p, m, ldm, ALL_Z + now)
         acc = add_a_b(acc, hi, lo, e, x, i, j, m, m, ldm, ldm, B, BK, DESCRIPTORS)
         acc = load_planes(hi, lo, x, i, j, m, ldm, Z_SCALE, B, B) + acc * (0.5 / SCALE)
+        acc *= inverse_scale(alpha, squares)
         if FAST:
-            acc = tl.where(certain > 0, acc, 0.0)
+            acc = tl.where(certain == 1, acc, identity(i, j, m, B))
         base = part_of(factors, places, p, 1, WIDTH, ALIGNED)
-        store_raw_block(base, i, j, m, m, 0, acc * inverse_scale(alpha, squares), B)
+        store_raw_block(base, i, j, m, m, 0, acc, B)

@@ -68,7 +68,7 @@ def tiling(device: torch.device) -> Tiling:
 
 
 @triton.jit
-def _part(ah, al, bh, bl, PLANES: tl.constexpr):
+def _part(ah, al, bh, bl, depth, PLANES: tl.constexpr):
     if PLANES == 3:
         part = tl.dot(al, bh)
         part = tl.dot(ah, bl, part)
@@ -77,7 +77,9 @@ def _part(ah, al, bh, bl, PLANES: tl.constexpr):
         part = tl.dot(ah, bl)
         part = tl.dot(ah, bh, part)
     else:
-        part = tl.dot(ah, bh)
+        # A factor that the compiler cannot know: it would make a product alone add to the sum
+        # itself (see Note [Where sums are rounded]), and cannot compile a reduction of that.
+        part = tl.dot(ah, bh) * tl.where(depth > 0, 1.0, 0.0)
     return part
 
 
@@ -99,7 +101,7 @@ def add_a_bt(
             ah, bh = a_hi.load([i * B, k]), b_hi.load([j * B, k])
             al = a_lo.load([i * B, k]) if PLANES == 3 else ah
             bl = b_lo.load([j * B, k]) if PLANES >= 2 else bh
-            acc += _part(ah, al, bh.T, bl.T, PLANES)
+            acc += _part(ah, al, bh.T, bl.T, depth, PLANES)
     else:
         ra = i * B + tl.arange(0, B)[:, None]
         rb = j * B + tl.arange(0, B)[:, None]
@@ -111,7 +113,7 @@ def add_a_bt(
             al = tl.load(lo + at_a + k, mask=in_a, other=0.0) if PLANES == 3 else ah
             bh = tl.load(hi + at_b + k, mask=in_b, other=0.0)
             bl = tl.load(lo + at_b + k, mask=in_b, other=0.0) if PLANES >= 2 else bh
-            acc += _part(ah, al, bh.T, bl.T, PLANES)
+            acc += _part(ah, al, bh.T, bl.T, depth, PLANES)
     return acc
 
 
@@ -136,7 +138,7 @@ def add_a_b(
             ah, bh = a_hi.load([i * B, k]), b_hi.load([k, j * B])
             al = a_lo.load([i * B, k]) if PLANES == 3 else ah
             bl = b_lo.load([k, j * B]) if PLANES >= 2 else bh
-            acc += _part(ah, al, bh, bl, PLANES)
+            acc += _part(ah, al, bh, bl, depth, PLANES)
     else:
         ra = i * B + tl.arange(0, B)[:, None]
         ca = tl.arange(0, BK)[None, :]
@@ -149,7 +151,7 @@ def add_a_b(
             al = tl.load(lo + at_a + k, mask=in_a, other=0.0) if PLANES == 3 else ah
             bh = tl.load(hi + at_b + k * cols, mask=in_b, other=0.0)
             bl = tl.load(lo + at_b + k * cols, mask=in_b, other=0.0) if PLANES >= 2 else bh
-            acc += _part(ah, al, bh, bl, PLANES)
+            acc += _part(ah, al, bh, bl, depth, PLANES)
     return acc
 
 

@@ -26,7 +26,7 @@ from lipkernels.reference import sorting as reference
 NUM_WARPS = 4
 _RANKED, _SORTED = 32, 1024
 _TILE_BYTES = 8192
-_SORT_ELEMENTS = 2048
+_SORT_ELEMENTS = 1024
 
 
 @triton.jit

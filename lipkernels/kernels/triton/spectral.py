@@ -62,22 +62,22 @@ def write_triplets(
     t = tl.program_id(0).to(tl.int64)
     p, b = tl.load(tiles + 2 * t).to(tl.int64), tl.load(tiles + 2 * t + 1)
     its = table + p * WIDTH
-    m, n, leading = tl.load(its + 3), tl.load(its + 4), tl.load(its + 5) * UNIT
-    sigma = tl.load(sigmas + p)
-    spoiled = sigma * 0.0  # NaN if sigma is
+    m, leading = tl.load(its + 3), tl.load(its + 5) * UNIT
     row, column = tl.arange(0, SIDE), b.to(tl.int64) * COLUMNS + tl.arange(0, COLUMNS)
     vector = vectors + tl.load(its + 2) * UNIT + row
     matrix = x + tl.load(its) * UNIT + row[:, None] * leading + column[None, :]
     sums = tl.zeros((SIDE, COLUMNS), tl.float64)
     for at in range(0, m, SIDE):
         sums += tl.load(matrix + at * leading).to(tl.float64) * tl.load(vector + at)[:, None]
+    sigma = tl.load(sigmas + p)
+    spoiled = sigma * 0.0  # NaN if sigma is
     other = tl.sum(sums, axis=0) * inverse_or_zero(sigma)
     left = part_of(lefts, places, p, 1, 3, ALIGNED)
     right = part_of(rights, places, p, 2, 3, ALIGNED)
     of_small, of_large = left, right
     if tl.load(transposed + p) != 0:
         of_small, of_large = right, left
-    tl.store(of_large + column, other + spoiled, mask=column < n)
+    tl.store(of_large + column, other + spoiled, mask=column < tl.load(its + 4))
     if b == 0:
         tl.store(part_of(sigma_parts, places, p, 0, 3, ALIGNED), sigma)
         for at in range(0, m, SIDE):
