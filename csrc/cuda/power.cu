@@ -274,6 +274,7 @@ struct Slice {
     __syncthreads();
     for (int column = threadIdx.x; column < cols; column += THREADS) {
       Sum sum;
+#pragma unroll 4
       for (int g = 0; g < groups; ++g) sum.add(grouped[g * cols + column]);
       to[column] = sum.value();
     }
@@ -294,6 +295,7 @@ struct Slice {
     int largest = 0;
     for (int row = threadIdx.x / 32 * ROWS; row < rows; row += WARPS * ROWS) {
       Sum sums[ROWS];
+#pragma unroll 1
       for (int column = lane * N; column < cols; column += 32 * N) {
         float factors[N];
 #pragma unroll
@@ -328,8 +330,10 @@ struct Slice {
     if (cluster == 1) {
       down<Sum>(v);
       int largest = 0;
+#pragma unroll 1
       for (int c = threadIdx.x; c < cols; c += THREADS) largest = max(largest, magnitude(v[c]));
       const int exponent = exponent_or_nothing(block_max(largest, scratch()));
+#pragma unroll 1
       for (int c = threadIdx.x; c < cols; c += THREADS) v[c] = ldexpf(v[c], -exponent);
       __syncthreads();
       return exponent;
@@ -337,10 +341,13 @@ struct Slice {
     down<Sum>(part);
     cluster_sync();
     int unit = NOTHING, largest = 0;
+#pragma unroll 1
     for (int other = 0; other < cluster; ++other) unit = max(unit, board_of(other).of_u);
     for (int i = threadIdx.x; i < segment && rank * segment + i < cols; i += THREADS) {
       Sum sum;
-      for (int other = 0; other < cluster; ++other) {
+#pragma unroll 1
+    #pragma unroll 1
+  for (int other = 0; other < cluster; ++other) {
         const float x = *cluster_smem(part + rank * segment + i, other);
         sum.add(ldexpf(x, board_of(other).of_u - unit));
       }
@@ -350,8 +357,10 @@ struct Slice {
     largest = block_max(largest, scratch());
     if (threadIdx.x == 0) board->of_v = largest;
     cluster_sync();
+#pragma unroll 1
     for (int other = 0; other < cluster; ++other) largest = max(largest, board_of(other).of_v);
     const int exponent = exponent_or_nothing(largest);
+#pragma unroll 1
     for (int c = threadIdx.x; c < cols; c += THREADS) {
       v[c] = ldexpf(*cluster_smem(raw + c % segment, c / segment), -exponent);
     }
@@ -417,6 +426,7 @@ __global__ void __launch_bounds__(THREADS, 1) iterate(const __grid_constant__ Pr
   }
   of_u = block_max(of_u, slice.scratch());
   slice.everybody();
+#pragma unroll 1
   for (int other = 0; other < cluster; ++other) of_w = max(of_w, slice.board_of(other).of_w);
   const auto give = [&](int exponent, double left, double right, double sigma) {
     for (int r = threadIdx.x; r < slice.rows; r += THREADS) {
@@ -464,8 +474,10 @@ __global__ void __launch_bounds__(THREADS, 1) iterate(const __grid_constant__ Pr
   if (threadIdx.x == 0) board->norm = own;
   slice.everybody();
   int of_left = NOTHING;
+#pragma unroll 1
   for (int other = 0; other < cluster; ++other) of_left = max(of_left, slice.board_of(other).of_u);
   double squares = 0.0;
+#pragma unroll 1
   for (int other = 0; other < cluster; ++other) {
     const Board& its = slice.board_of(other);
     const double norm = ldexp(its.norm, its.of_u - of_left);
