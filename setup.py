@@ -51,7 +51,7 @@ class BuildLibraries(build_ext):
         return os.path.join("lipkernels", "_cuda.so") if own else super().get_ext_filename(fullname)
 
     def run(self):
-        self.package = pathlib.Path("" if self.inplace else self.build_lib, "lipkernels")
+        self.target = pathlib.Path("" if self.inplace else self.build_lib, "lipkernels")
         super().run()
 
     def build_extension(self, ext):
@@ -70,10 +70,10 @@ class BuildLibraries(build_ext):
             self.note(reason)
 
     def note(self, reason):
-        file = self.package / "_cuda_not_built.txt"
+        file = self.target / "_cuda_not_built.txt"
         file.unlink(missing_ok=True)
         if reason is not None:
-            (self.package / "_cuda.so").unlink(missing_ok=True)  # of an earlier build
+            (self.target / "_cuda.so").unlink(missing_ok=True)  # of an earlier build
             file.parent.mkdir(parents=True, exist_ok=True)
             file.write_text(reason + "\n")
 
