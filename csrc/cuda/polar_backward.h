@@ -8,12 +8,11 @@
 //   N = (I + H)^-1,    V = N C N,  A = I - 2 N,    V <- V + A V A,  A <- A^2,    C = (T - T^T) / 2
 //
 // Note [Smith, not conjugate gradients]
-// Conjugate gradients take one product a step, and about 1/2 sqrt(c) ln(2/eps) steps at condition
-// number c of P: 12, 25 and 80 to rounding at 2, 10 and 100, each with two sums over the block that
-// wait for one another. The Smith steps square what is left of Y, so that 4, 5 and 7 of three
-// products are enough, and 3 to 6 of two for N; they lose nothing where c is estimated too large.
-// What is left after each is known from c alone, which is there when the block starts: it does the
-// steps that its matrix needs, up to those of the twin in Triton.
+// Conjugate gradients take one product a step, and 1/2 sqrt(c) ln(2/eps) steps at condition number c
+// of P: 13, 28 and 88 to 2^-24 at 2, 10 and 100, each with two sums over the block that wait for one
+// another. A Smith step squares what is left of Y: 4, 5 and 7 of three products are enough, and 4, 5
+// and 6 of two for N. What is left follows from the bounds of the spectrum that the forward saved,
+// so a block knows from the start how many its matrix needs: at most those of the twin in Triton.
 //
 // A block has room for three m x m matrices. T waits in a workspace, and H is loaded twice.
 #pragma once
@@ -22,7 +21,7 @@
 
 constexpr int SMITH = 7;
 constexpr int INVERSE = 7;
-constexpr float ENOUGH = 1e-9f;   // of Y, and of N, that may be left
+constexpr float ENOUGH = 1e-9f;   // what may be left of Y, and of N
 constexpr float R_SCALE = 32.0f;  // Y - Q T of a weight that has lost a rank reaches 850
 // P^-1 was polished once more after its norm was bounded, which adds at most a half: I + H stays
 // where the start of its inverse has |E|_2 <= 1, and no square of E can grow.
