@@ -81,6 +81,8 @@ struct Wide {
   using Square = Accumulator<N_SQUARE>;  // a warp's part of an m x m product
   using Part = Accumulator<N_PART>;      // of an m x 64 one
 
+  static constexpr int SQUARE_THREADS = 32 * ROW_GROUPS * (M / 8 / N_SQUARE);  // the first ones
+
   static constexpr int SQUARE_BYTES = plane_bytes(M, M);
   static constexpr int CHUNK_BYTES = plane_bytes(M, CHUNK);
   static constexpr int SECOND_BYTES = SQUARE_BYTES > CHUNK_BYTES ? SQUARE_BYTES : CHUNK_BYTES;
@@ -91,7 +93,7 @@ struct Wide {
   float* scratch;
   Planes first, second;  // m x m
   Planes x, y;           // m x 64; y is where `second` is
-  float* exchanged;      // there too
+  float* exchanged;      // there too, M x M numbers
   int m, n, chunks, rank, ranks;
 
   __device__ __forceinline__ Wide(char* shared, int rows, int cols) {
@@ -231,7 +233,9 @@ struct Wide {
     for (int j = 0; j < N_SQUARE; ++j) {
 #pragma unroll
       for (int e = 0; e < 4; ++e) {
-        if (square_col0() < M) exchanged[(4 * j + e) * THREADS + thread] = acc.value[j][e];
+        if (thread < SQUARE_THREADS) {
+          exchanged[(4 * j + e) * SQUARE_THREADS + thread] = acc.value[j][e];
+        }
       }
     }
     cluster_sync();
@@ -242,7 +246,9 @@ struct Wide {
       for (int j = 0; j < N_SQUARE; ++j) {
 #pragma unroll
         for (int e = 0; e < 4; ++e) {
-          if (square_col0() < M) acc.value[j][e] += other[(4 * j + e) * THREADS + thread];
+          if (thread < SQUARE_THREADS) {
+            acc.value[j][e] += other[(4 * j + e) * SQUARE_THREADS + thread];
+          }
         }
       }
     }
@@ -278,8 +284,7 @@ struct Wide {
       if (col < CHUNK) f(row, col, value);
     });
   }
-  // f(row, column) on and below the diagonal of an m x m matrix, for what planes have: no product's
-  // layout is asked for.
+  // f(row, column) on and below the diagonal: for what is in planes, in whatever layout.
   template <class F>
   __device__ __forceinline__ void lower(F f) const {
 #pragma unroll 1
