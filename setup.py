@@ -47,8 +47,9 @@ class BuildLibraries(build_ext):
     """Each as one shared library, found by its name and not by Python's version."""
 
     def get_ext_filename(self, fullname):
-        own = fullname.rpartition(".")[2] == "_cuda"
-        return os.path.join("lipkernels", "_cuda.so") if own else super().get_ext_filename(fullname)
+        *folders, name = fullname.split(".")
+        own = super().get_ext_filename(fullname)
+        return os.path.join(*folders, "_cuda.so") if name == "_cuda" else own
 
     def run(self):
         self.target = pathlib.Path("" if self.inplace else self.build_lib, "lipkernels")
