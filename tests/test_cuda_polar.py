@@ -2,6 +2,7 @@
 
 import ctypes
 import pathlib
+import re
 import shutil
 import subprocess
 
@@ -221,6 +222,17 @@ def test_a_missing_barrier_in_the_kernel_is_seen(tmp_path, monkeypatch):
 def test_saved_square_factor_is_symmetric_to_the_bit():
     _, ((factor, _, _),) = run([weight_of_condition((40, 40), 10).float()])
     assert torch.equal(factor, factor.mT)
+
+
+def test_the_schedule_is_that_of_triton():
+    schedule = pytest.importorskip("lipkernels.kernels.triton.schedule")
+    text = (simt.ROOT / "csrc" / "cuda" / "polar.h").read_text()
+    for name, row in zip(("GROW", "NEAR", "NEXT"), schedule.COEFFICIENTS, strict=True):
+        written = re.search(rf"{name}\[5\] = {{(.*)}};", text)
+        assert written is not None
+        assert tuple(float(c.rstrip("f")) for c in written[1].split(", ")) == row
+    assert f"POLAR_STEPS = {schedule.STEPS};" in text
+    assert f"POLAR_DONE = {schedule.DONE.value:.0e}".replace("e-0", "e-") + "f;" in text
 
 
 def test_what_fits():

@@ -198,7 +198,7 @@ struct Wide {
     return {four.x * by, four.y * by, four.z * by, four.w * by};
   }
 
-  // ---------------------------------------------------------------------------------- over the whole
+  // -------------------------------------------------------------------------------- over the whole
   __device__ __forceinline__ float sum(float value) const {
     return block_sum(value, scratch);
   }
@@ -255,7 +255,7 @@ struct Wide {
     cluster_sync();
   }
 
-  // ---------------------------------------------------------------------------------------- products
+  // -------------------------------------------------------------------------------------- products
   // acc += A B, and the lower triangle alone where that is symmetric.
   __device__ __forceinline__ void add_symmetric(Square& acc, const Planes& a, const Planes& b,
                                                 int depth) const {
@@ -299,11 +299,12 @@ struct Wide {
   }
 
   // ------------------------------------------------------------------------------ half precision
-  // The chunks, a matrix of norm 1 / `own`, times the largest multiplier that rounding is certain not
-  // to carry over `scale`: as lipkernels/kernels/triton/half.py, which says why.
-  __device__ __forceinline__ void store_within(const float* matrix, const Source& like, void* result,
-                                               int format, double scale, double worst_case,
-                                               double own, float flag) const {
+  // The chunks, a matrix of norm 1 / `own`, times the largest multiplier that rounding is certain
+  // not to carry over `scale`: as lipkernels/kernels/triton/half.py, which says why.
+  __device__ __forceinline__ void store_within(const float* matrix, const Source& like,
+                                               void* result, int format, double scale,
+                                               double worst_case, double own,
+                                               float flag) const {
     const double eps = format == FLOAT16 ? 0x1p-10 : 0x1p-7;
     const float to_units = float(1.0 / (eps * scale));
     const float room = float(1.0 / eps) * (2.0f + sqrtf(float(m))) * (1.0f / 4194304.0f);
