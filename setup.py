@@ -47,11 +47,12 @@ class BuildLibraries(build_ext):
     """Each as one shared library, found by its name and not by Python's version."""
 
     def get_ext_filename(self, fullname):
-        own = fullname.rpartition(".")[2] == "_cuda"
-        return os.path.join("lipkernels", "_cuda.so") if own else super().get_ext_filename(fullname)
+        *folders, name = fullname.split(".")
+        own = super().get_ext_filename(fullname)
+        return os.path.join(*folders, "_cuda.so") if name == "_cuda" else own
 
     def run(self):
-        self.folder = pathlib.Path("" if self.inplace else self.build_lib, "lipkernels")
+        self.target = pathlib.Path("" if self.inplace else self.build_lib, "lipkernels")
         super().run()
 
     def build_extension(self, ext):
@@ -70,10 +71,10 @@ class BuildLibraries(build_ext):
             self.note(reason)
 
     def note(self, reason):
-        file = self.folder / "_cuda_not_built.txt"
+        file = self.target / "_cuda_not_built.txt"
         file.unlink(missing_ok=True)
         if reason is not None:
-            (self.folder / "_cuda.so").unlink(missing_ok=True)  # of an earlier build
+            (self.target / "_cuda.so").unlink(missing_ok=True)  # of an earlier build
             file.parent.mkdir(parents=True, exist_ok=True)
             file.write_text(reason + "\n")
 

@@ -24,7 +24,8 @@ class Budget:
     """Of a kernel, by the name that its function has in the source, in every instance.
 
     ``registers`` of a thread; ``shared``: static shared memory in bytes, what a launcher asks for
-    not counted. ``wide_loads``, ``matrix_units``: each file has such instructions.
+    not counted. ``wide_loads``, ``wide_stores``: global memory is accessed 16 bytes at a time.
+    ``matrix_units``: the architectures on which there are products on them.
     """
 
     source: str
@@ -32,14 +33,23 @@ class Budget:
     registers: int
     shared: int = 0
     wide_loads: bool = False
-    matrix_units: bool = False
+    wide_stores: bool = False
+    matrix_units: tuple[str, ...] = ()
 
 
+# Those with clusters of blocks and enough shared memory; a kernel for clusters is empty elsewhere.
+_LARGE = ("sm_90a", "sm_100f")
 BUDGETS = (
     Budget("library.cu", "probe", 8),
-    Budget("sampling.cu", "permuted_copy", 40, wide_loads=True),
-    Budget("sorting.cu", "on_words", 40, wide_loads=True),
+    Budget("sampling.cu", "permuted_copy", 48, wide_loads=True, wide_stores=True),
+    Budget("sorting.cu", "on_words", 40, wide_loads=True, wide_stores=True),
     Budget("sorting.cu", "on_elements", 32),
+    Budget("polar.cu", "polar_small", 176, wide_loads=True, matrix_units=ARCHITECTURES),
+    Budget("polar_cluster.cu", "polar_large", 255, matrix_units=_LARGE),
+    Budget("polar_backward.cu", "polar_backward_small", 128, matrix_units=ARCHITECTURES),
+    Budget("polar_backward_cluster.cu", "polar_backward_large", 255, matrix_units=_LARGE),
+    Budget("bjorck.cu", "bjorck", 168, wide_loads=True, matrix_units=ARCHITECTURES),
+    Budget("power.cu", "iterate", 128, wide_loads=True),
 )
 
 

@@ -161,6 +161,7 @@ def test_the_tests_for_a_gpu_are_collected_here_and_skipped(dry_run):
 def test_files_with_tests_for_a_gpu_are_found():
     names = {file.name for file in correctness.test_files()}
     assert {"test_gpu.py", "test_op_polar.py", "test_op_sampling.py"} <= names
+    assert {"test_cuda_polar.py", "test_cuda_power.py", "test_cuda_sorting.py"} <= names
     assert "test_window.py" not in names
 
 

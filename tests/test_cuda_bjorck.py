@@ -4,16 +4,13 @@ import cases
 import pytest
 import torch
 from bad_weights import BAD_WEIGHTS, bad_weight
+from cuda_kernels import DEVICE, MARKS, in_every_order
 
 from lipkernels import functional as F
 from lipkernels.kernels.cuda import bjorck, library
 
-if not library.is_loaded():
-    pytest.skip("the CUDA library was not built", allow_module_level=True)
-DEVICE = cases.device_of("cuda")
-pytestmark = [] if library.is_simt() else [pytest.mark.gpu]
+pytestmark = MARKS
 
-SEEDS = (0, 1, 2)
 VALUES = 2e-6  # 9e-7
 GRADIENT = 5e-6  # 9e-7
 TRIPLET = 1e-10  # 1.4e-12
@@ -141,14 +138,12 @@ def test_lists_and_any_order_of_threads_give_the_same_bits():
     shapes = [(5, 8), (40, 20), (12, 12), (3, 70)]
     weights = [cases.weight_of_condition(s, 10, i).float() for i, s in enumerate(shapes)]
     grads = [torch.randn(s) for s in shapes]
-    found = []
-    try:
-        for seed in SEEDS:
-            library.library().lk_simt_seed(seed)
-            results, saved = forward(weights, [1.0] * 4)
-            found.append([*results, *saved, *backward(grads, weights, saved, [1.0] * 4)])
-    finally:
-        library.library().lk_simt_seed(0)
+
+    def run():
+        results, saved = forward(weights, [1.0] * 4)
+        return [*results, *saved, *backward(grads, weights, saved, [1.0] * 4)]
+
+    found = in_every_order(run)
     for tensors in found[1:]:
         assert all(torch.equal(a, b) for a, b in zip(tensors, found[0], strict=True))
     for i, w in enumerate(weights):

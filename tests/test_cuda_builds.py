@@ -17,6 +17,11 @@ _WIDE_LOAD, _WIDE_STORE = re.compile(r"\bLDG\.E\S*\.128\b"), re.compile(r"\bSTG\
 _MATRIX = re.compile(r"\bHMMA\.16816\.F32\b")
 
 
+def _plain(architecture):
+    """nvcc is asked for sm_100f, and cuobjdump calls it sm_100."""
+    return architecture.rstrip("af")
+
+
 @needs_nvcc
 @pytest.mark.parametrize("source", SOURCES)
 def test_every_kernel_is_within_its_budget(source):
@@ -47,16 +52,14 @@ def test_machine_code(budget):
         for key, code in cuda_builds.machine_code(budget.source).items()
         if cuda_builds.budget_of(budget.source, key[1]) == budget
     }
-    # sm_100f is what nvcc builds for, sm_100 what cuobjdump calls it.
-    assert {architecture.rstrip("af") for architecture, _ in found} == {
-        architecture.rstrip("af") for architecture in ARCHITECTURES
-    }
+    wanted = {_plain(architecture) for architecture in ARCHITECTURES}
+    assert {_plain(architecture) for architecture, _ in found} == wanted
+    on_matrix_units = {_plain(architecture) for architecture in budget.matrix_units}
     for key, code in found.items():
         assert not _SPILL.search(code), key
-        if budget.wide_loads:
-            assert _WIDE_LOAD.search(code) and _WIDE_STORE.search(code), key
-        if budget.matrix_units:
-            assert _MATRIX.search(code), key
+        assert not budget.wide_loads or _WIDE_LOAD.search(code), key
+        assert not budget.wide_stores or _WIDE_STORE.search(code), key
+        assert bool(_MATRIX.search(code)) == (_plain(key[0]) in on_matrix_units), key
 
 
 REPORT = """

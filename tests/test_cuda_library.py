@@ -352,3 +352,21 @@ def test_a_wheel_is_of_a_platform_and_of_no_version_of_python(tmp_path):
         f.relative_to(ROOT) for f in (ROOT / "csrc").rglob("*") if f.suffix in (".h", ".cu", ".cpp")
     }
     assert here <= {pathlib.Path(n) for n in names} and pathlib.Path("csrc/cuda/build.py") in names
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+def test_without_compilers_tests_of_kernels_are_skipped_with_the_reason():
+    names = ("sampling", "sorting", "polar", "power", "builds")
+    files = [f"tests/test_cuda_{name}.py" for name in names]
+    left_out = (library.VARIABLE, "CUDA_HOME", "CUDA_PATH")
+    env = {k: v for k, v in os.environ.items() if k not in left_out}
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-rs", "-p", "no:cacheprovider", *files],
+        cwd=ROOT, env={**env, "PATH": EMPTY}, capture_output=True, text=True, check=False,
+        timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    skipped = [int(n) for n in re.findall(r"^SKIPPED \[(\d+)\]", done.stdout, re.MULTILINE)]
+    assert sum(skipped) > 200
+    assert "no g++ on PATH, which the SIMT shim needs" in done.stdout
+    assert "no nvcc was found in CUDA_HOME or on PATH" in done.stdout

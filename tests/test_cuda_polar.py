@@ -1,19 +1,22 @@
 """The polar factor in CUDA: accuracy, the bound without a tolerance, what is saved, equal bits."""
 
-import cases
+import ctypes
+import pathlib
+import re
+import shutil
+import subprocess
+
 import pytest
+import simt
 import torch
 from bad_weights import BAD_WEIGHTS, bad_weight
 from cases import weight_of_condition
+from cuda_kernels import DEVICE, MARKS, SEEDS, in_every_order
 
 from lipkernels.kernels.cuda import library, polar
 
-if not library.is_loaded():
-    pytest.skip("the CUDA library was not built", allow_module_level=True)
-DEVICE = cases.device_of("cuda")
-pytestmark = [] if library.is_simt() else [pytest.mark.gpu]
+pytestmark = MARKS
 
-SEEDS = (0, 1, 2)
 SHAPES = [(1, 9), (12, 1), (6, 9), (20, 20), (40, 33), (16, 27)]
 SCALES = [1.5, 0.7, 3.0, 1.0, 2.0, 0.3]
 # Of the polar factor before the margin that roundings to a format cost.
@@ -181,22 +184,55 @@ def test_a_list_is_bitwise_its_members():
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_any_order_of_threads_gives_the_same_bits(dtype):
     weights = [weight_of_condition(s, 10).float() for s in ((12, 12), (9, 513), (40, 33), (65, 66))]
-    found = []
-    try:
-        for seed in SEEDS:
-            library.library().lk_simt_seed(seed)
-            found.append(run(weights, dtype=dtype))
-    finally:
-        library.library().lk_simt_seed(0)
+    found = in_every_order(lambda: run(weights, dtype=dtype))
     for results, saved in found[1:]:
         assert all(torch.equal(a, b) for a, b in zip(results, found[0][0], strict=True))
         for parts, others in zip(saved, found[0][1], strict=True):
             assert all(torch.equal(a, b) for a, b in zip(parts, others, strict=True))
 
 
+@pytest.mark.skipif(not library.is_simt(), reason="the SIMT shim finds missing barriers")
+def test_a_missing_barrier_in_the_kernel_is_seen(tmp_path, monkeypatch):
+    """Between z X, written to shared memory, and its products with itself."""
+    shutil.copytree(simt.ROOT / "csrc", tmp_path / "csrc")
+    file = tmp_path / "csrc" / "cuda" / "polar.h"
+    barrier = (
+        "      __syncthreads();\n      if (is_z == at_last) this->add_symmetric(gram, y, y, CHUNK);"
+    )
+    text = file.read_text()
+    assert text.count(barrier) == 1
+    file.write_text(text.replace(barrier, barrier.split("\n")[1]))
+    out = tmp_path / "broken.so"
+    command = ["g++", "-std=gnu++17", "-O1", "-march=native", "-fno-gnu-unique", "-DLK_SIMT"]
+    source = str(pathlib.Path(file).with_suffix(".cu"))
+    subprocess.run([*command, "-fPIC", "-shared", "-x", "c++", source, "-o", str(out)], check=True)
+    broken = ctypes.CDLL(str(out))
+    broken.lk_polar_small.argtypes = [ctypes.c_void_p, *[ctypes.c_int] * 4, ctypes.c_void_p]
+    monkeypatch.setattr(
+        polar, "_small", lambda _, *arguments: broken.lk_polar_small(*arguments, None)
+    )
+    w = weight_of_condition((20, 33), 10).float()
+    found = []
+    for seed in SEEDS:
+        broken.lk_simt_seed(seed)
+        found.append(run([w])[0][0])
+    assert not all(torch.equal(found[0], x) for x in found[1:]) or found[0].isnan().any()
+
+
 def test_saved_square_factor_is_symmetric_to_the_bit():
     _, ((factor, _, _),) = run([weight_of_condition((40, 40), 10).float()])
     assert torch.equal(factor, factor.mT)
+
+
+def test_the_schedule_is_that_of_triton():
+    schedule = pytest.importorskip("lipkernels.kernels.triton.schedule")
+    text = (simt.ROOT / "csrc" / "cuda" / "polar.h").read_text()
+    for name, row in zip(("GROW", "NEAR", "NEXT"), schedule.COEFFICIENTS, strict=True):
+        written = re.search(rf"{name}\[5\] = {{(.*)}};", text)
+        assert written is not None
+        assert tuple(float(c.rstrip("f")) for c in written[1].split(", ")) == row
+    assert f"POLAR_STEPS = {schedule.STEPS};" in text
+    assert f"POLAR_DONE = {schedule.DONE.value:.0e}".replace("e-0", "e-") + "f;" in text
 
 
 def test_what_fits():

@@ -7,7 +7,8 @@
 // A step reads the columns of X once, and adds their products with one another up for the next E.
 // Backward keeps every X_k in the workspace and goes back through them, two readings a step:
 //
-//   Gamma_k = Gamma_{k+1} + beta (E_k Gamma_{k+1} - S_k X_k),   S_k = Gamma_{k+1} X_k^T + its transpose
+//   Gamma_k = Gamma_{k+1} + beta (E_k Gamma_{k+1} - S_k X_k),
+//   S_k = Gamma_{k+1} X_k^T + X_k Gamma_{k+1}^T
 //   dL/dW = (Gamma_0 - <Gamma_0, W> / sigma u v^T) / sigma
 #include "wide.h"
 
@@ -90,7 +91,9 @@ struct Bjorck : Wide<M, WARPS> {
   // ------------------------------------------------------------------------------------------ norm
   // Entries (row, col) of a product that a thread has: rows and columns 16 apart.
   static constexpr int T = M / 16;
-  static constexpr int LD = M + 1, LD_X = CHUNK + 1;
+  static constexpr int LD = M + 1, LD_X = CHUNK + 1;  // of `power` and `columns`
+  static_assert(8 * M * LD <= Base::SQUARE_BYTES + Base::SECOND_BYTES, "room for a power");
+  static_assert(4 * M * LD_X <= Base::CHUNK_BYTES, "room for columns");
   template <class F>
   static __device__ __forceinline__ void own_entries(F f) {
     const int row = int(threadIdx.x) / 16, col = int(threadIdx.x) % 16;

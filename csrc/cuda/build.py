@@ -26,8 +26,7 @@ ROOT = HERE.parents[1]
 CACHE = ROOT / "build" / "cuda"
 ARCHITECTURES = "80 90a 100f 120+PTX"
 FLAGS = ["-std=c++17", "-O3", "-Xcompiler", "-fPIC", "-Xptxas", "-v", "--threads", "2"]
-# Without the archives' own symbols: another CUDA runtime in the process would take their place.
-LINK = ["-shared", "-cudart", "static", "-Xlinker", "--exclude-libs=ALL"]
+LINK = ["-shared", "-cudart", "static", "-Xlinker", f"--version-script={HERE / 'exports.map'}"]
 _SAID = 4000  # characters of a compiler's complaint
 
 

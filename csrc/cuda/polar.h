@@ -271,6 +271,7 @@ struct Polar : Wide<M, N_WARPS> {
     }
     this->reduce(p);
     constexpr int LD = M + 1;
+    static_assert(4 * M * LD <= Base::SECOND_BYTES, "room for P");
     float* both = this->exchanged;
     this->all(p, [&](int row, int col, float& value) { both[row * LD + col] = value; });
     __syncthreads();

@@ -5,7 +5,7 @@ namespace {
 constexpr int WARPS = 8;
 constexpr int LARGEST = 64;
 
-__global__ void __launch_bounds__(32 * WARPS)
+__global__ void __launch_bounds__(32 * WARPS, 2)
     polar_backward_small(const __grid_constant__ GradientGroup group) {
   DYN_SMEM(shared);
   const GradientProblem& problem = group.problems[blockIdx.x / cluster_size()];

@@ -8,12 +8,11 @@
 //   N = (I + H)^-1,    V = N C N,  A = I - 2 N,    V <- V + A V A,  A <- A^2,    C = (T - T^T) / 2
 //
 // Note [Smith, not conjugate gradients]
-// Conjugate gradients take one product a step, and about 1/2 sqrt(c) ln(2/eps) steps at condition
-// number c of P: 12, 25 and 80 to rounding at 2, 10 and 100, each with two sums over the block that
-// wait for one another. The Smith steps square what is left of Y, so that 4, 5 and 7 of three
-// products are enough, and 3 to 6 of two for N; they lose nothing where c is estimated too large.
-// What is left after each is known from c alone, which is there when the block starts: it does the
-// steps that its matrix needs, up to those of the twin in Triton.
+// Conjugate gradients take one product a step, and 1/2 sqrt(c) ln(2/eps) steps at condition number c
+// of P: 13, 28 and 88 to 2^-24 at 2, 10 and 100, each with two sums over the block that wait for one
+// another. A Smith step squares what is left of Y: 4, 5 and 7 of three products are enough, and 4, 5
+// and 6 of two for N. What is left follows from the bounds of the spectrum that the forward saved,
+// so a block knows from the start how many its matrix needs: at most those of the twin in Triton.
 //
 // A block has room for three m x m matrices. T waits in a workspace, and H is loaded twice.
 #pragma once
@@ -22,7 +21,7 @@
 
 constexpr int SMITH = 7;
 constexpr int INVERSE = 7;
-constexpr float ENOUGH = 1e-9f;   // of Y, and of N, that may be left
+constexpr float ENOUGH = 1e-9f;   // what may be left of Y, and of N
 constexpr float R_SCALE = 32.0f;  // Y - Q T of a weight that has lost a rank reaches 850
 // P^-1 was polished once more after its norm was bounded, which adds at most a half: I + H stays
 // where the start of its inverse has |E|_2 <= 1, and no square of E can grow.
@@ -64,23 +63,20 @@ struct Gradient : Wide<M, N_WARPS> {
   using typename Base::Part;
   using typename Base::Square;
   using Base::chunks, Base::identity, Base::m, Base::n, Base::rank, Base::ranks;
+  static constexpr int LOADS = M > 64 ? 2 : 4;  // of a thread at once: what registers are left for
   static constexpr int CHUNKS_BYTES = 2 * Base::CHUNK_BYTES;
   static constexpr int LAST_BYTES =
       Base::SQUARE_BYTES > CHUNKS_BYTES ? Base::SQUARE_BYTES : CHUNKS_BYTES;
   static constexpr int BYTES = Base::SCRATCH_BYTES + 2 * Base::SQUARE_BYTES + LAST_BYTES;
 
+  // What all of it needs is read again, not kept in registers, which products are short of.
   const GradientProblem& problem;
-  int out_format;
-  Source gradient, result;
+  int format, out_format;
   Planes one, two, three;  // m x m; what a cluster adds up goes by way of `two`
   Planes gamma, u;         // m x 64, where `three` is
-  float* t;                // T, M x M
-  float root, q;
 
-  __device__ __forceinline__ Gradient(char* shared, const GradientProblem& of, int format, int to)
-      : Base(shared, of.rows, of.cols), problem(of), out_format(to) {
-    gradient = wide_source(of.grad, of.rows, of.cols, format);
-    result = wide_source(of.result, of.rows, of.cols, FLOAT32);
+  __device__ __forceinline__ Gradient(char* shared, const GradientProblem& of, int from, int to)
+      : Base(shared, of.rows, of.cols), problem(of), format(from), out_format(to) {
     char* at = shared + Base::SCRATCH_BYTES;
     one = planes_at(at, M, M);
     two = planes_at(at + Base::SQUARE_BYTES, M, M);
@@ -88,10 +84,25 @@ struct Gradient : Wide<M, N_WARPS> {
     three = planes_at(at, M, M);
     gamma = planes_at(at, M, CHUNK);
     u = planes_at(at + Base::CHUNK_BYTES, M, CHUNK);
-    t = of.workspace + int64_t(rank) * M * M;
-    const Middle middle(of.spectrum, m);
-    q = middle.q;
-    root = middle.root;
+  }
+  __device__ __forceinline__ Source gradient() const {
+    return wide_source(problem.grad, problem.rows, problem.cols, format);
+  }
+  __device__ __forceinline__ Source result() const {
+    return wide_source(problem.result, problem.rows, problem.cols, FLOAT32);
+  }
+  __device__ __forceinline__ float* t() const {  // T, M x M
+    return problem.workspace + int64_t(rank) * M * M;
+  }
+  __device__ __forceinline__ float q() const {
+    return Middle(problem.spectrum, m).q;
+  }
+  // Shared memory that no sum uses.
+  __device__ __forceinline__ float& norm() const {  // |Gamma|_F
+    return this->scratch[48];
+  }
+  __device__ __forceinline__ int& largest_bits() const {  // of Gamma
+    return reinterpret_cast<int&>(this->scratch[49]);
   }
 
   // f(x) SCALE of the entries of a chunk.
@@ -100,9 +111,9 @@ struct Gradient : Wide<M, N_WARPS> {
                                             F f) const {
     const int col0 = chunk * CHUNK;
     if (from.fours) {
-#pragma unroll
+#pragma unroll LOADS
       for (int i = 0; i < Base::FOURS; ++i) {
-        const int k = int(threadIdx.x) + i * Base::THREADS;
+        const int k = thread_anew() + i * Base::THREADS;
         // Of a tall matrix two threads read 32 bytes, and their neighbours those of the next row:
         // so they write into different banks.
         const int row = from.tall ? k / (2 * CHUNK) * 8 + k % 2 * 4 : k / (CHUNK / 4);
@@ -122,8 +133,8 @@ struct Gradient : Wide<M, N_WARPS> {
         }
       }
     } else {
-#pragma unroll 4
-      for (int k = int(threadIdx.x); k < M * CHUNK; k += Base::THREADS) {
+#pragma unroll LOADS
+      for (int k = thread_anew(); k < M * CHUNK; k += Base::THREADS) {
         const int row = from.tall ? k % M : k / CHUNK, col = from.tall ? k / M : k % CHUNK;
         const bool inside = row < m && col0 + col < n;
         const float x =
@@ -136,10 +147,11 @@ struct Gradient : Wide<M, N_WARPS> {
   template <class F>
   __device__ __forceinline__ void each(F f) const {
 #pragma unroll 1
-    for (int i = int(threadIdx.x); i < M * M; i += Base::THREADS) f(i / M, i % M);
+    for (int i = thread_anew(); i < M * M; i += Base::THREADS) f(i / M, i % M);
   }
   __device__ __forceinline__ void load_h(const Planes& to) const {
-    const float factor = m == n ? 1.0f / (q > 0.0f ? q : 1.0f) : q;
+    const float middle = q();
+    const float factor = m == n ? 1.0f / (middle > 0.0f ? middle : 1.0f) : middle;
     each([&](int row, int col) {
       const bool inside = row < m && col < m;
       to.put(row, col, inside ? problem.factor[row * m + col] * factor * SCALE : 0.0f);
@@ -151,30 +163,34 @@ struct Gradient : Wide<M, N_WARPS> {
     multiply<STORED>(acc, a, b, this->row0(), this->square_col0(), M, M);
   }
 
-  // T = Gamma U^T / |Gamma|_F; returns that norm.
-  __device__ __forceinline__ float along(const Unit& unit) {
+  // T = Gamma U^T / |Gamma|_F
+  __device__ __forceinline__ void along() {
+    const int bits = this->largest(gradient());
+    if (threadIdx.x == 0) largest_bits() = bits;
+    const Unit unit = unit_of(bits);
     Square acc;
     acc.clear();
     float squares = 0.0f;
-    const float multiplier = problem.scalars[1];
+    const float to_u = 1.0f / problem.scalars[1];
 #pragma unroll 1
     for (int c = rank; c < chunks; c += ranks) {
-      put_chunk(gamma, gradient, c, [&](float x) {
+      put_chunk(gamma, gradient(), c, [&](float x) {
         x = unit(x);
         squares += x * x;
         return x;
       });
-      put_chunk(u, result, c, [&](float x) { return x / multiplier; });
+      put_chunk(u, result(), c, [&](float x) { return x * to_u; });
       __syncthreads();
       multiply<BY_COLUMNS>(acc, gamma, u, this->row0(), this->square_col0(), CHUNK, M);
       __syncthreads();
     }
     this->reduce(acc);
-    const float norm = sqrtf(this->sum_of_all(squares));
-    const float factor = UNSCALE / (norm > 0.0f ? norm : 1.0f);
-    this->all(acc, [&](int row, int col, float& value) { t[row * M + col] = value * factor; });
+    squares = this->sum_of_all(squares);
+    if (threadIdx.x == 0) norm() = sqrtf(squares);
+    const float factor = UNSCALE / (squares > 0.0f ? sqrtf(squares) : 1.0f);
+    float* to = t();
+    this->all(acc, [&](int row, int col, float& value) { to[row * M + col] = value * factor; });
     __syncthreads();
-    return norm;
   }
 
   // N = b (I + H) + a I and E = I - N (I + H) in `one` and `two`; what bounds |E|_2.
@@ -223,9 +239,10 @@ struct Gradient : Wide<M, N_WARPS> {
   }
   // V = N C N in `three`, A = I - 2 N in `one`; I - N for N where H = q P^-1, which turns A into -A.
   __device__ __forceinline__ void first_term() {
+    const float* from = t();
     each([&](int row, int col) {
       if (col <= row) {
-        put_skew(three, row, col, 0.5f * SCALE * (t[row * M + col] - t[col * M + row]));
+        put_skew(three, row, col, 0.5f * SCALE * (from[row * M + col] - from[col * M + row]));
       }
     });
     __syncthreads();
@@ -279,7 +296,8 @@ struct Gradient : Wide<M, N_WARPS> {
     acc.clear();
     if (m != n) {
       load_h(one);
-      each([&](int row, int col) { two.put(row, col, t[row * M + col] * SCALE); });
+      const float* from = t();
+      each([&](int row, int col) { two.put(row, col, from[row * M + col] * SCALE); });
       __syncthreads();
       product<BY_ROWS>(acc, one, two);
       __syncthreads();
@@ -291,20 +309,23 @@ struct Gradient : Wide<M, N_WARPS> {
     __syncthreads();
   }
   // dL/dW = (H Gamma + R U) / q, times what Gamma was divided by, and over what W was.
-  __device__ __forceinline__ void finish(const Unit& unit, float norm) {
-    const float multiplier = problem.scalars[1];
-    const float of_gamma = R_SCALE / SCALE / (norm > 0.0f ? norm : 1.0f);
-    const float factor = float(problem.scale) / (q > 0.0f ? q : 1.0f) * norm * unit.flag /
-                         (R_SCALE * SCALE);
+  __device__ __forceinline__ void finish() {
+    const Unit unit = unit_of(largest_bits());
+    const float size = norm(), middle = q();
+    const float to_u = 1.0f / problem.scalars[1];
+    const float of_gamma = R_SCALE / SCALE / (size > 0.0f ? size : 1.0f);
+    const float factor = float(problem.scale) / (middle > 0.0f ? middle : 1.0f) * size *
+                         unit.flag / (R_SCALE * SCALE);
     const int exponent = exponent_of(__float_as_int(unit.unit)) -
                          exponent_of(__float_as_int(problem.scalars[0]));
+    const Source like = gradient();
     const float limit = out_format == FLOAT16    ? 65504.0f
                         : out_format == BFLOAT16 ? __int_as_float(0x7F7F0000)
                                                  : __int_as_float(0x7F7FFFFF);
 #pragma unroll 1
     for (int c = rank; c < chunks; c += ranks) {
-      if (m != n) put_chunk(gamma, gradient, c, [&](float x) { return unit(x); });
-      put_chunk(u, result, c, [&](float x) { return x / multiplier; });
+      if (m != n) put_chunk(gamma, gradient(), c, [&](float x) { return unit(x); });
+      put_chunk(u, result(), c, [&](float x) { return x * to_u; });
       __syncthreads();
       Part acc;
       acc.clear();
@@ -318,7 +339,7 @@ struct Gradient : Wide<M, N_WARPS> {
         if (row < m && col < n) {
           float x = ldexpf(value * factor, exponent);
           x = x > limit ? limit : x < -limit ? -limit : x;
-          store_from_float(problem.out, gradient.at(row, col), out_format, x);
+          store_from_float(problem.out, like.at(row, col), out_format, x);
         }
       });
       __syncthreads();
@@ -326,14 +347,13 @@ struct Gradient : Wide<M, N_WARPS> {
   }
 
   __device__ __forceinline__ void run() {
-    const Unit unit = unit_of(this->largest(gradient));
-    const float norm = along(unit);
-    const float least = min(max(root * ROOM, 1e-4f), ROOM);
+    along();
+    const float least = min(max(Middle(problem.spectrum, m).root * ROOM, 1e-4f), ROOM);
     invert(start(least));
     first_term();
     solve((1.0f - least) / (1.0f + least));
     combine();
-    finish(unit, norm);
+    finish();
   }
 };
 

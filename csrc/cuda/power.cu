@@ -13,7 +13,8 @@
 // 2^-24 away, so the sums of the last round alone are compensated: the error of every product and
 // sum is found, exactly, and added up too. float64 would do as well there, at half the rate of
 // float32 at best and a 64th where a GPU is made for graphics, after a conversion of each entry.
-// sigma belongs to the v that there is, however it was rounded: that cannot take it above sigma_max.
+// sigma is |W v| / |v| of the v that there is, however it was rounded: at most (1 + 2^-23) sigma_max,
+// for what u and sigma are rounded to themselves.
 #include <cfloat>
 
 #include "primitives.h"
@@ -22,11 +23,12 @@ namespace {
 
 constexpr int THREADS = 512;
 constexpr int WARPS = THREADS / 32;
-constexpr int ROWS = 4;      // that a warp multiplies by v at once
+constexpr int ROWS = 4;       // that a warp multiplies by v at once
 constexpr int IN_FLIGHT = 8;  // loads of 16 bytes of a thread
-constexpr int GROUPS = 32;  // at most: their sums are added one by one
+constexpr int GROUPS = 32;    // at most: their sums are added one by one
+constexpr int LARGEST_CLUSTER = 8;
 constexpr int PROBLEMS = 64;
-constexpr int USUAL = 20;  // magnitudes up to 2^USUAL, and as small ones, need no scaling
+constexpr int USUAL = 20;            // magnitudes up to 2^USUAL, and as small ones, need no scaling
 constexpr int NOTHING = -(1 << 20);  // the exponent of zeros
 
 struct Problem {
@@ -46,9 +48,10 @@ struct Problems {
 // --------------------------------------------------------------------------------- shared memory
 // What blocks of a cluster tell one another, and scratch.
 struct Board {
-  double norm;  // of u
+  double norm;     // of u
   int of_w, of_v;  // magnitudes of the largest entries
-  int of_u;  // u is 2^of_u times what is in shared memory
+  int of_u;        // u is 2^of_u times what is in shared memory
+  int of_us[LARGEST_CLUSTER];  // those of all blocks
   float2 scratch[WARPS];
 };
 
@@ -58,9 +61,9 @@ __host__ __device__ constexpr int round_up(int x, int to) {
 
 // Offsets in bytes.
 struct Layout {
-  int rows;   // of a block
+  int rows;     // of a block
   int segment;  // columns that a block adds up for the cluster
-  int groups;  // of threads that share rows of the same columns
+  int groups;   // of threads that share rows of the same columns
   int64_t v, grouped, part, raw, u, board, end;
 
   __host__ __device__ Layout(int all_rows, int cols, int size, int cluster) {
@@ -171,6 +174,7 @@ __device__ __forceinline__ void set(__nv_bfloat16& to, float x) {
 __device__ __forceinline__ int exponent_or_nothing(int magnitude) {
   return magnitude > 0 ? exponent_of(magnitude) : NOTHING;
 }
+
 // ---------------------------------------------------------------------------------------- a block
 // The rows that a block has of a matrix W. What is in shared memory as w, u and v is W, u and v
 // divided by powers of two.
@@ -239,16 +243,43 @@ struct Slice {
 
   template <int N>
   __device__ __forceinline__ void entries(float (&to)[N], int at) const {
-    if (N == 1) {
+    if constexpr (N == 1) {
       to[0] = to_float(w[at]);
-      return;
-    }
-    require_aligned(w + at, 16);
-    const uint4 four = *reinterpret_cast<const uint4*>(w + at);
-    const uint32_t bits[4] = {four.x, four.y, four.z, four.w};
+    } else {
+      require_aligned(w + at, 16);
+      const uint4 four = *reinterpret_cast<const uint4*>(w + at);
+      const uint32_t bits[4] = {four.x, four.y, four.z, four.w};
+      constexpr int EACH = 4 / int(sizeof(T));  // numbers in 4 bytes
 #pragma unroll
-    for (int i = 0; i < N; ++i) {
-      to[i] = to_float(from_bits<T>(sizeof(T) == 4 ? bits[i] : bits[i / 2] >> 16 * (i % 2)));
+      for (int i = 0; i < N; ++i) to[i] = to_float(from_bits<T>(bits[i / EACH] >> 16 * (i % EACH)));
+    }
+  }
+
+  // Numbers of a vector.
+  template <int N>
+  static __device__ __forceinline__ void get(float (&to)[N], const float* from) {
+    if constexpr (N == 1) {
+      to[0] = from[0];
+    } else {
+#pragma unroll
+      for (int i = 0; i < N; i += 4) {
+        const float4 four = load_four(from, i, FLOAT32);
+        to[i] = four.x;
+        to[i + 1] = four.y;
+        to[i + 2] = four.z;
+        to[i + 3] = four.w;
+      }
+    }
+  }
+  template <int N>
+  static __device__ __forceinline__ void put(float* to, const float (&from)[N]) {
+    if constexpr (N == 1) {
+      to[0] = from[0];
+    } else {
+#pragma unroll
+      for (int i = 0; i < N; i += 4) {
+        store_four(to, i, {from[i], from[i + 1], from[i + 2], from[i + 3]});
+      }
     }
   }
 
@@ -268,12 +299,15 @@ struct Slice {
 #pragma unroll
         for (int i = 0; i < N; ++i) sums[i].add(x[i], factor);
       }
+      float found[N];
 #pragma unroll
-      for (int i = 0; i < N; ++i) grouped[first * cols + column + i] = sums[i].value();
+      for (int i = 0; i < N; ++i) found[i] = sums[i].value();
+      put(grouped + first * cols + column, found);
     }
     __syncthreads();
     for (int column = threadIdx.x; column < cols; column += THREADS) {
       Sum sum;
+#pragma unroll 4
       for (int g = 0; g < groups; ++g) sum.add(grouped[g * cols + column]);
       to[column] = sum.value();
     }
@@ -294,10 +328,10 @@ struct Slice {
     int largest = 0;
     for (int row = threadIdx.x / 32 * ROWS; row < rows; row += WARPS * ROWS) {
       Sum sums[ROWS];
+#pragma unroll 1
       for (int column = lane * N; column < cols; column += 32 * N) {
         float factors[N];
-#pragma unroll
-        for (int i = 0; i < N; ++i) factors[i] = v[column + i];
+        get(factors, v + column);
 #pragma unroll
         for (int r = 0; r < ROWS; ++r) {
           float x[N];
@@ -328,21 +362,29 @@ struct Slice {
     if (cluster == 1) {
       down<Sum>(v);
       int largest = 0;
+#pragma unroll 1
       for (int c = threadIdx.x; c < cols; c += THREADS) largest = max(largest, magnitude(v[c]));
       const int exponent = exponent_or_nothing(block_max(largest, scratch()));
+#pragma unroll 1
       for (int c = threadIdx.x; c < cols; c += THREADS) v[c] = ldexpf(v[c], -exponent);
       __syncthreads();
       return exponent;
     }
     down<Sum>(part);
     cluster_sync();
+    if (int(threadIdx.x) < cluster) {
+      board->of_us[threadIdx.x] = board_of(int(threadIdx.x)).of_u;
+    }
+    __syncthreads();
     int unit = NOTHING, largest = 0;
-    for (int other = 0; other < cluster; ++other) unit = max(unit, board_of(other).of_u);
+#pragma unroll 1
+    for (int other = 0; other < cluster; ++other) unit = max(unit, board->of_us[other]);
     for (int i = threadIdx.x; i < segment && rank * segment + i < cols; i += THREADS) {
       Sum sum;
+#pragma unroll 1
       for (int other = 0; other < cluster; ++other) {
         const float x = *cluster_smem(part + rank * segment + i, other);
-        sum.add(ldexpf(x, board_of(other).of_u - unit));
+        sum.add(ldexpf(x, board->of_us[other] - unit));
       }
       raw[i] = sum.value();
       largest = max(largest, magnitude(raw[i]));
@@ -350,8 +392,10 @@ struct Slice {
     largest = block_max(largest, scratch());
     if (threadIdx.x == 0) board->of_v = largest;
     cluster_sync();
+#pragma unroll 1
     for (int other = 0; other < cluster; ++other) largest = max(largest, board_of(other).of_v);
     const int exponent = exponent_or_nothing(largest);
+#pragma unroll 1
     for (int c = threadIdx.x; c < cols; c += THREADS) {
       v[c] = ldexpf(*cluster_smem(raw + c % segment, c / segment), -exponent);
     }
@@ -417,6 +461,7 @@ __global__ void __launch_bounds__(THREADS, 1) iterate(const __grid_constant__ Pr
   }
   of_u = block_max(of_u, slice.scratch());
   slice.everybody();
+#pragma unroll 1
   for (int other = 0; other < cluster; ++other) of_w = max(of_w, slice.board_of(other).of_w);
   const auto give = [&](int exponent, double left, double right, double sigma) {
     for (int r = threadIdx.x; r < slice.rows; r += THREADS) {
@@ -431,7 +476,7 @@ __global__ void __launch_bounds__(THREADS, 1) iterate(const __grid_constant__ Pr
   };
   if (max(of_w, of_u) >= 0x7F800000) {
     const double nan = NAN;
-    give(0, nan, nan, nan);
+    give(0, nan, nan, nan);  // times u and v, whatever is there
     return;
   }
 
@@ -464,8 +509,10 @@ __global__ void __launch_bounds__(THREADS, 1) iterate(const __grid_constant__ Pr
   if (threadIdx.x == 0) board->norm = own;
   slice.everybody();
   int of_left = NOTHING;
+#pragma unroll 1
   for (int other = 0; other < cluster; ++other) of_left = max(of_left, slice.board_of(other).of_u);
   double squares = 0.0;
+#pragma unroll 1
   for (int other = 0; other < cluster; ++other) {
     const Board& its = slice.board_of(other);
     const double norm = ldexp(its.norm, its.of_u - of_left);

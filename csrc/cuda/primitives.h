@@ -59,7 +59,8 @@ __device__ __forceinline__ T cluster_sum(T* mine) {
 }
 
 // ---------------------------------------------------------------------------------------- formats
-enum Format : int { FLOAT32 = 0, FLOAT16 = 1, BFLOAT16 = 2 };  // as lipkernels.kernels.cuda has them
+// As lipkernels.kernels.cuda numbers them.
+enum Format : int { FLOAT32 = 0, FLOAT16 = 1, BFLOAT16 = 2 };
 
 __device__ __forceinline__ float to_float(float x) {
   return x;

@@ -5,7 +5,8 @@
 //   STATIC_SMEM(type, name, count)   a static shared array; never __shared__, which g++ lacks
 //   launch(kernel, grid, block, shared bytes, cluster size, stream, args...)   an error code, or 0
 //   mma16816(c, a, b)                m16n8k16, float32 += fp16 * fp16, PTX's fragment layout
-//   ldmatrix_x4(to, row), ldmatrix_x4_trans(to, row)   its fragments; lane 8 i + r has matrix i's row r
+//   ldmatrix_x4(to, row), ldmatrix_x4_trans(to, row)   its fragments; lane 8 i + r points to row r
+//                                    of matrix i
 //   cluster_rank(), cluster_size(), cluster_sync(), cluster_smem(pointer, rank)
 //   thread_anew()                    threadIdx.x, for what shall be computed again, not kept
 //   require_aligned(pointer, bytes)  nothing on a GPU, a check on the host

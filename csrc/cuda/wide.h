@@ -81,6 +81,8 @@ struct Wide {
   using Square = Accumulator<N_SQUARE>;  // a warp's part of an m x m product
   using Part = Accumulator<N_PART>;      // of an m x 64 one
 
+  static constexpr int SQUARE_THREADS = 32 * ROW_GROUPS * (M / 8 / N_SQUARE);  // the first ones
+
   static constexpr int SQUARE_BYTES = plane_bytes(M, M);
   static constexpr int CHUNK_BYTES = plane_bytes(M, CHUNK);
   static constexpr int SECOND_BYTES = SQUARE_BYTES > CHUNK_BYTES ? SQUARE_BYTES : CHUNK_BYTES;
@@ -91,7 +93,7 @@ struct Wide {
   float* scratch;
   Planes first, second;  // m x m
   Planes x, y;           // m x 64; y is where `second` is
-  float* exchanged;      // there too
+  float* exchanged;      // there too, M x M numbers
   int m, n, chunks, rank, ranks;
 
   __device__ __forceinline__ Wide(char* shared, int rows, int cols) {
@@ -196,7 +198,7 @@ struct Wide {
     return {four.x * by, four.y * by, four.z * by, four.w * by};
   }
 
-  // ---------------------------------------------------------------------------------- over the whole
+  // -------------------------------------------------------------------------------- over the whole
   __device__ __forceinline__ float sum(float value) const {
     return block_sum(value, scratch);
   }
@@ -231,7 +233,9 @@ struct Wide {
     for (int j = 0; j < N_SQUARE; ++j) {
 #pragma unroll
       for (int e = 0; e < 4; ++e) {
-        if (square_col0() < M) exchanged[(4 * j + e) * THREADS + thread] = acc.value[j][e];
+        if (thread < SQUARE_THREADS) {
+          exchanged[(4 * j + e) * SQUARE_THREADS + thread] = acc.value[j][e];
+        }
       }
     }
     cluster_sync();
@@ -242,14 +246,16 @@ struct Wide {
       for (int j = 0; j < N_SQUARE; ++j) {
 #pragma unroll
         for (int e = 0; e < 4; ++e) {
-          if (square_col0() < M) acc.value[j][e] += other[(4 * j + e) * THREADS + thread];
+          if (thread < SQUARE_THREADS) {
+            acc.value[j][e] += other[(4 * j + e) * SQUARE_THREADS + thread];
+          }
         }
       }
     }
     cluster_sync();
   }
 
-  // ---------------------------------------------------------------------------------------- products
+  // -------------------------------------------------------------------------------------- products
   // acc += A B, and the lower triangle alone where that is symmetric.
   __device__ __forceinline__ void add_symmetric(Square& acc, const Planes& a, const Planes& b,
                                                 int depth) const {
@@ -278,8 +284,7 @@ struct Wide {
       if (col < CHUNK) f(row, col, value);
     });
   }
-  // f(row, column) on and below the diagonal of an m x m matrix, for what planes have: no product's
-  // layout is asked for.
+  // f(row, column) on and below the diagonal: for what is in planes, in whatever layout.
   template <class F>
   __device__ __forceinline__ void lower(F f) const {
 #pragma unroll 1
@@ -294,11 +299,12 @@ struct Wide {
   }
 
   // ------------------------------------------------------------------------------ half precision
-  // The chunks, a matrix of norm 1 / `own`, times the largest multiplier that rounding is certain not
-  // to carry over `scale`: as lipkernels/kernels/triton/half.py, which says why.
-  __device__ __forceinline__ void store_within(const float* matrix, const Source& like, void* result,
-                                               int format, double scale, double worst_case,
-                                               double own, float flag) const {
+  // The chunks, a matrix of norm 1 / `own`, times the largest multiplier that rounding is certain
+  // not to carry over `scale`: as lipkernels/kernels/triton/half.py, which says why.
+  __device__ __forceinline__ void store_within(const float* matrix, const Source& like,
+                                               void* result, int format, double scale,
+                                               double worst_case, double own,
+                                               float flag) const {
     const double eps = format == FLOAT16 ? 0x1p-10 : 0x1p-7;
     const float to_units = float(1.0 / (eps * scale));
     const float room = float(1.0 / eps) * (2.0f + sqrtf(float(m))) * (1.0f / 4194304.0f);

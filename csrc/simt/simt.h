@@ -54,7 +54,7 @@ constexpr size_t CANARY = 2048;            // bytes before and after shared memo
 constexpr size_t STATIC_SHARED = 48 << 10;
 constexpr size_t MAX_SHARED = 227 << 10;   // of sm_90
 constexpr int MAX_CLUSTER = 8;             // the portable limit
-constexpr uint16_t GUARD = 0xFFFD;         // a NaN in every format, other than what memory starts as
+constexpr uint16_t GUARD = 0xFFFD;         // a NaN in every format; memory starts as another
 
 // The kinds of barriers; threads that meet at one must have come for the same.
 enum class Kind { BLOCK, WARP, EXCHANGE, MMA, CLUSTER };
@@ -382,7 +382,7 @@ inline const char* error_name(int code) {
   }
 }
 
-// The nearest float32 that is not larger in magnitude: the accumulators of tensor cores are cut off.
+// The nearest float32 that is not larger in magnitude: tensor cores cut their sums off.
 inline float toward_zero(double x) {
   float result = float(x);
   if (std::abs(double(result)) > std::abs(x)) result = std::nextafter(result, 0.0f);
@@ -399,7 +399,7 @@ inline double dot16(const float* a, const float* b, double sum) {
 
 }  // namespace simt
 
-// Of the library that is built from this: which it is, the next launches' thread order, what failed.
+// Of the library that is built from this: which it is, the threads' order from now on, what failed.
 #define LK_SIMT_EXPORT extern "C" __attribute__((used, visibility("default"))) inline
 LK_SIMT_EXPORT int lk_is_simt() {
   return 1;

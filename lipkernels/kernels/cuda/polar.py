@@ -1,7 +1,9 @@
-"""The polar factor of every weight of a group, each by a block, or a cluster of blocks: one launch.
+"""The polar factor of every weight of a group, each by a block, or by a cluster of blocks.
 
-What is computed and saved is what `lipkernels.kernels.triton.polar` has; csrc/cuda/polar.h says
-how. The small side is at most 64, or 128 where there are clusters (compute capability 9.0 and up).
+A group is one launch, or one for each format of its weights and each size of their clusters: wide
+matrices have larger ones. What is computed and saved is what `lipkernels.kernels.triton.polar` has;
+csrc/cuda/polar.h says how. The small side is at most 64, or 128 where there are clusters and 176 KB
+of shared memory for a block (compute capability 9.0 and 10.0).
 """
 
 from __future__ import annotations
@@ -26,8 +28,7 @@ _SMALL = 64  # the largest side of lk_polar_small
 _LARGE = 128  # of lk_polar_large
 _OWN_MARGIN = 1.0 - 2.0**-22  # for roundings of the kernel beyond those of the worst-case factor
 _PROBLEM = struct.Struct("6Q 2d 2i")  # PolarProblem
-_FACTOR_BYTES = 4  # of float32
-
+_FLOAT_BYTES = 4
 _LARGE_BYTES = 176_384  # of shared memory, for a side of 128
 
 _small = declared("lk_polar_small", POINTER, INT, INT, INT, INT)
@@ -125,7 +126,7 @@ def forward(
         launch = launches.setdefault(kind, [])
         for addresses in _members([weight, result, *parts]):
             launch.append(_PROBLEM.pack(*addresses, at, scale, worst_case, rows, cols))
-            at += size * _FACTOR_BYTES
+            at += size * _FLOAT_BYTES
     with on_device(device):
         for (is_large, kind, cluster), problems in launches.items():
             run = _large if is_large else _small

@@ -62,7 +62,7 @@ def backward(
     device = weights[0].device
     results, saved = _in_float32(weights, results, saved)
     out = [torch.empty_like(w, memory_format=torch.contiguous_format) for w in weights]
-    clusters = [cluster_of(*w.shape[-2:], device) for w in weights]
+    clusters = [cluster_of(w.shape[-2], w.shape[-1], device) for w in weights]
     sizes = [
         cluster * padded_side(min(w.shape[-2:])) ** 2
         for w, cluster in zip(weights, clusters, strict=True)

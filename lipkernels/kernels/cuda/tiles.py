@@ -130,7 +130,7 @@ def conflicts(
 def tile(dims: Iterable[Dim], itemsize: int, x_aligned: int, y_aligned: int) -> Tile:
     """The tile of a copy to a contiguous y; ``aligned``: bytes that the addresses are multiples of.
 
-    >>> tile([Dim(64, 1, 64), Dim(64, 64, 1)], 4, 16, 16).extents
+    >>> tile([Dim(512, 1, 512), Dim(512, 512, 1)], 4, 16, 16).extents
     (64, 32)
     """
     found = _merged(dims)
