@@ -287,6 +287,11 @@ inline void prepare(Fiber& f, Block& block, int number, char* stack) {
 struct Order {
   unsigned state;
   std::vector<Fiber*> fibers;
+  // Half of the warps wait for the next round, so that some fall behind the others.
+  bool delays(const Fiber& f) const {
+    const unsigned warp = unsigned(f.number / 32) + 64 * f.block->index.x;
+    return ((state ^ warp * 2654435761u) * 2246822519u) >> 31;
+  }
   void shuffle() {
     for (size_t i = fibers.size() - 1; i > 0; --i) {
       state = state * 1664525u + 1013904223u;
@@ -308,6 +313,10 @@ inline void run(Order& order) {
         continue;
       }
       moved = true;
+      if (seed && order.delays(*f)) {
+        ++left;
+        continue;
+      }
       fiber = f;
       switch_stack(&scheduler, f->stack_pointer);
       if (failure) return;
