@@ -1,4 +1,4 @@
-# make demo | test | bench | gpu | certify-fuzz | fuzz | soak | lint | format | clean
+# make demo | test | bench | gpu | test-triton | certify-fuzz | fuzz | soak | lint | format | clean
 # TORCH chooses the torch that is installed first: nothing after it may replace it.
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
@@ -9,7 +9,7 @@ BIN := $(VENV)/bin
 # ten times slower where another process has the core that the other thread needs.
 export GOMP_SPINCOUNT ?= 1000
 
-.PHONY: demo test bench gpu certify-fuzz fuzz soak lint format clean
+.PHONY: demo test bench gpu test-triton certify-fuzz fuzz soak lint format clean
 
 # The whole test environment holds what the demo needs too.
 $(VENV)/.demo: pyproject.toml
@@ -51,6 +51,13 @@ OUT ?= build/gpu
 gpu:
 	PYTHONPATH="$(CURDIR)$${PYTHONPATH:+:$$PYTHONPATH}" $(PYTHON) -m bench.gpu --out "$(OUT)" \
 		$(if $(WHEELS),--wheels "$(WHEELS)") $(ARGS)
+
+# The tests of the Triton kernels with another version of it: make test-triton TRITON=3.9.0
+TRITON ?= 3.9.0
+test-triton: $(VENV)/.dev
+	test -d build/triton-$(TRITON) || $(BIN)/python -m pip install --quiet --no-deps \
+		--target build/triton-$(TRITON) triton==$(TRITON)
+	PYTHONPATH=build/triton-$(TRITON) $(BIN)/python -m pytest tests -k triton $(ARGS)
 
 # 100,000 pathological matrices against exact arithmetic.
 certify-fuzz: $(VENV)/.dev
