@@ -11,13 +11,14 @@ from __future__ import annotations
 import contextlib
 import math
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 
 import torch
 from torch import Tensor
 
 from lipkernels.kernels.cuda.library import INT, POINTER, declared, is_simt
+from lipkernels.kernels.cuda.members import members
 from lipkernels.reference.rounding import worst_case_factor
 
 # As csrc/cuda/primitives.h numbers them.
@@ -80,17 +81,6 @@ def fits(weight: Tensor) -> bool:
     return weight.dtype in FORMATS and 0 < min(weight.shape[-2:]) <= largest_side(weight.device)
 
 
-def _members(tensors: Sequence[Tensor]) -> Iterator[tuple[int, ...]]:
-    """The addresses of the matrices of tensors with the same batch dimensions, one by one."""
-    if tensors[0].dim() == 2:
-        yield tuple(t.data_ptr() for t in tensors)
-        return
-    n = math.prod(tensors[0].shape[:-2])
-    steps = [t.numel() // n * t.element_size() for t in tensors]
-    for k in range(n):
-        yield tuple(t.data_ptr() + k * step for t, step in zip(tensors, steps, strict=True))
-
-
 def _multiplier(weight: Tensor, scale: float, dtype: torch.dtype) -> float:
     """What the polar factor is multiplied by: at most ``scale`` after any rounding to ``dtype``."""
     shape = torch.empty(weight.shape[-2:], dtype=torch.float32, device="meta")
@@ -124,7 +114,7 @@ def forward(
         worst_case = _multiplier(weight, scale, dtype)
         kind = (m > _SMALL, FORMATS[weight.dtype], cluster_of(rows, cols, device))
         launch = launches.setdefault(kind, [])
-        for addresses in _members([weight, result, *parts]):
+        for addresses in members([weight, result, *parts]):
             launch.append(_PROBLEM.pack(*addresses, at, scale, worst_case, rows, cols))
             at += size * _FLOAT_BYTES
     with on_device(device):
