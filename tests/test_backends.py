@@ -1,5 +1,7 @@
 """`python -m lipkernels.backends`: what can run, what auto takes, and why not the rest."""
 
+import ctypes
+import functools
 import re
 
 import pytest
@@ -76,3 +78,21 @@ def test_what_auto_takes_is_what_resolve_takes(monkeypatch):
     assert re.search(r"^cuda       cannot run: no code for it", text, re.MULTILINE)
     (row,) = (line for line in text.splitlines() if line.startswith("polar_factor"))
     assert row.split()[-2:] == ["reference", "triton"]
+
+
+def test_the_check_of_a_device_is_a_constant_to_the_compiler(monkeypatch):
+    monkeypatch.setattr(backends, "_device_checks", {})
+
+    @functools.lru_cache
+    def why_not(index):
+        ctypes.CDLL(None)  # nothing that a graph can have
+        return "an old one" if index == 1 else None
+
+    backends.check_devices("reference", why_not)
+    devices = [torch.device("cuda", index) for index in (0, 1)]
+
+    def unusable(x):
+        return x + sum(backends.why_not("reference", device) is not None for device in devices)
+
+    compiled = torch.compile(unusable, fullgraph=True, backend="eager")
+    assert compiled(torch.zeros(())) == 1

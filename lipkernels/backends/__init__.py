@@ -61,7 +61,13 @@ def mark_emulated(name: str) -> None:
 
 def check_devices(name: str, why_not: Callable[[int], str | None]) -> None:
     """Declares who says why the backend ``name`` cannot run on a CUDA device, by its index."""
-    _device_checks[name] = torch.compiler.assume_constant_result(why_not)
+
+    def constant(index: int) -> str | None:
+        return why_not(index)  # a plain function: dynamo looks through functools.lru_cache
+
+    # What torch.compiler.assume_constant_result does, after importing the whole compiler.
+    constant._dynamo_marked_constant = True  # pyright: ignore[reportFunctionMemberAccess]
+    _device_checks[name] = constant
 
 
 if importlib.util.find_spec("triton") is None:
