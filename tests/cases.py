@@ -17,34 +17,12 @@ from torch import Tensor
 
 from lipkernels import backends
 from lipkernels import functional as F
-from lipkernels.kernels import (
-    avg_pooling,
-    bjorck,
-    frobenius,
-    polar,
-    pooling,
-    sampling,
-    sorting,
-    spectral,
-)
+from lipkernels.kernels.implemented import IMPLEMENTED
 
 FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 ANY_DTYPE = (*FLOATS, *INTEGERS, torch.bool, torch.float8_e4m3fn, torch.float8_e5m2)
 
-# What each op's public function is, and which backends implement it.
-IMPLEMENTED = {
-    "polar_factor": polar.FORWARD,
-    "bjorck": bjorck.FORWARD,
-    "spectral_normalize": spectral.FORWARD,
-    "power_iteration": spectral.POWER_ITERATION,
-    "frobenius_normalize": frobenius.FORWARD,
-    "space_to_depth": sampling.SPACE_TO_DEPTH,
-    "depth_to_space": sampling.DEPTH_TO_SPACE,
-    "group_sort": sorting.FORWARD,
-    "l2_norm_pool2d": pooling.FORWARD,
-    "scaled_avg_pool2d": avg_pooling.FORWARD,
-}
 WEIGHT_OPS = ("polar_factor", "bjorck", "spectral_normalize", "frobenius_normalize")
 
 # ------------------------------------------------------------------------------------ the table
@@ -275,6 +253,12 @@ def on_backends(*ops: str):
         for backend in _backends_of(op)
     ]
     return pytest.mark.parametrize(("case", "backend"), parameters)
+
+
+def on_gpu_backends(op: str):
+    """Parametrize a test over (backend): those of the op whose kernels are for CUDA devices."""
+    found = [b for b in _backends_of(op) if b.values[0] in ("triton", "cuda")]
+    return pytest.mark.parametrize("backend", found)
 
 
 def is_interpreted(backend: str) -> bool:

@@ -5,7 +5,6 @@ import math
 import pytest
 import subprocesses
 import torch
-from cases import IMPLEMENTED
 from layer_table import CONSTRAINED, LAYERS
 from torch import nn
 
@@ -13,6 +12,7 @@ import lipkernels
 import lipkernels.nn as lnn
 from lipkernels import BackendUnavailableError, backends
 from lipkernels import functional as F
+from lipkernels.kernels.implemented import IMPLEMENTED
 
 EXPECTED_AND_GOT = r"(?s)expected.*got"
 
@@ -306,6 +306,8 @@ CALLS = {
     "spectral_normalize": lambda b: F.spectral_normalize(torch.ones(2, 3), backend=b),
     "power_iteration": lambda b: F.power_iteration(torch.ones(2, 3), backend=b),
     "frobenius_normalize": lambda b: F.frobenius_normalize(torch.ones(2, 3), backend=b),
+    "retract": lambda b: F.retract(torch.eye(2), backend=b),
+    "project_tangent": lambda b: F.project_tangent(torch.ones(2, 2), torch.eye(2), backend=b),
     "space_to_depth": lambda b: F.space_to_depth(IMAGE, 2, backend=b),
     "depth_to_space": lambda b: F.depth_to_space(IMAGE, 2, backend=b),
     "group_sort": lambda b: F.group_sort(IMAGE, 2, backend=b),

@@ -17,7 +17,7 @@ from lipkernels.kernels import sampling as sampling_ops
 from lipkernels.kernels import sorting as sorting_ops
 from lipkernels.kernels import spectral as spectral_ops
 
-ALL_OPS = tuple(cases.IMPLEMENTED)
+ALL_OPS = tuple(dict.fromkeys(case.op for case in cases.CASES))
 POOLS = ("l2_norm_pool2d", "scaled_avg_pool2d")
 DATA_OPS = ("space_to_depth", "depth_to_space", "group_sort", *POOLS)
 

@@ -8,10 +8,10 @@ from torch import Tensor
 from torch.library import custom_op
 
 from lipkernels.kernels.cuda.split import backward_by_size, by_size
-from lipkernels.kernels.formats import Names, by_name, narrow
 from lipkernels.kernels.lazy import from_cuda, from_triton
 from lipkernels.kernels.precision import without_autocast
-from lipkernels.kernels.spectral import SAVED_PER_WEIGHT, fake_triplets
+from lipkernels.kernels.shared import Names, narrow, shared
+from lipkernels.kernels.spectral import SAVED_PER_WEIGHT, fake_triplets, to_the_end
 from lipkernels.reference import bjorck as reference
 from lipkernels.reference import spectral
 from lipkernels.reference.rounding import scale_and_round
@@ -85,31 +85,10 @@ def _backward_of_triplets(
     return _backward_reference(grads, weights, own, scales, beta, n_iter, tol)
 
 
-def _saved_of(saved: list[Tensor], i: int) -> list[Tensor]:
-    return saved[SAVED_PER_WEIGHT * i : SAVED_PER_WEIGHT * (i + 1)]
-
-
-def _to_the_end(forward: Callable[..., tuple[list[Tensor], ...]]) -> Callable[..., Any]:
-    """A forward that finds sigma_max without a start, and to the end: it takes no limits."""
-
-    def with_limits(
-        weights: list[Tensor],
-        us: list[Tensor],
-        scales: list[float],
-        dtype: torch.dtype,
-        _max_iter: int,
-        _tol: float,
-        *others: float,
-    ) -> tuple[list[Tensor], ...]:
-        return forward(weights, us, scales, dtype, *others)
-
-    return with_limits
-
-
 _FORWARDS = {
     "reference": _forward_reference,
-    "triton": _to_the_end(from_triton("bjorck", "forward")),
-    "cuda": _to_the_end(from_cuda("bjorck", "forward")),
+    "triton": to_the_end(from_triton("bjorck", "forward")),
+    "cuda": to_the_end(from_cuda("bjorck", "forward")),
 }
 _BACKWARDS = {
     "reference": _backward_reference,
@@ -119,58 +98,12 @@ _BACKWARDS = {
 }
 
 
-def _forward_of(names: Names) -> Callable[..., tuple[list[Tensor], list[Tensor], list[Tensor]]]:
-    """Each weight by the implementation that ``names`` names."""
-
-    def forward(
-        weights: list[Tensor],
-        us: list[Tensor],
-        scales: list[float],
-        dtype: torch.dtype,
-        *settings: float,
-    ) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
-        def run(
-            one: Callable[..., tuple[list[Tensor], list[Tensor], list[Tensor]]],
-        ) -> Callable[[list[int]], list[tuple[Tensor, Tensor, list[Tensor]]]]:
-            def of(members: list[int]) -> list[tuple[Tensor, Tensor, list[Tensor]]]:
-                lists = ([values[i] for i in members] for values in (weights, us, scales))
-                results, new_us, saved = one(*lists, dtype, *settings)
-                return [
-                    (result, u, _saved_of(saved, k))
-                    for k, (result, u) in enumerate(zip(results, new_us, strict=True))
-                ]
-
-            return of
-
-        found = by_name(names(weights), {name: run(one) for name, one in _FORWARDS.items()})
-        results, new_us, saved = (list(part) for part in zip(*found, strict=True))
-        return results, new_us, [tensor for triplet in saved for tensor in triplet]
-
-    return forward
+def _forward_of(names: Names) -> Callable[..., Any]:
+    return shared(names, _FORWARDS, takes=(1, 1, 1), gives=(1, 1, SAVED_PER_WEIGHT))
 
 
-def _backward_of(names: Names) -> Callable[..., list[Tensor]]:
-    """Each weight by the implementation that ``names`` names."""
-
-    def backward(
-        grads: list[Tensor],
-        weights: list[Tensor],
-        saved: list[Tensor],
-        scales: list[float],
-        *settings: float,
-    ) -> list[Tensor]:
-        def run(one: Callable[..., list[Tensor]]) -> Callable[[list[int]], list[Tensor]]:
-            return lambda members: one(
-                [grads[i] for i in members],
-                [weights[i] for i in members],
-                [tensor for i in members for tensor in _saved_of(saved, i)],
-                [scales[i] for i in members],
-                *settings,
-            )
-
-        return by_name(names(weights), {name: run(one) for name, one in _BACKWARDS.items()})
-
-    return backward
+def _backward_of(names: Names) -> Callable[..., Any]:
+    return shared(names, _BACKWARDS, takes=(1, 1, SAVED_PER_WEIGHT, 1), gives=1, weights=1)
 
 
 FORWARD = {

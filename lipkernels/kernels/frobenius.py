@@ -1,14 +1,12 @@
 """``lipkernels::frobenius_normalize``: scale * W / |W|_F, whole matrices or row by row."""
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor
 from torch.library import custom_op
 
-from lipkernels.kernels.formats import by_format
 from lipkernels.kernels.lazy import from_triton
 from lipkernels.kernels.precision import without_autocast
+from lipkernels.kernels.shared import narrow, shared
 from lipkernels.reference import frobenius as reference
 from lipkernels.reference.rounding import scale_and_round_frobenius
 from lipkernels.reference.scaling import saturated
@@ -38,37 +36,16 @@ def _backward_reference(
     return out
 
 
-_narrow_forward = from_triton("frobenius", "forward")
-_narrow_backward = from_triton("frobenius", "backward")
-
-
-def _forward_triton(
-    weights: list[Tensor], scales: list[float], dtype: torch.dtype, per_row: bool
-) -> list[Tensor]:
-    def run(forward: Callable[..., list[Tensor]]) -> Callable[[list[int]], list[Tensor]]:
-        return lambda members: forward(
-            [weights[i] for i in members], [scales[i] for i in members], dtype, per_row
-        )
-
-    return by_format(weights, run(_forward_reference), run(_narrow_forward))
-
-
-def _backward_triton(
-    grads: list[Tensor], weights: list[Tensor], scales: list[float], per_row: bool
-) -> list[Tensor]:
-    def run(backward: Callable[..., list[Tensor]]) -> Callable[[list[int]], list[Tensor]]:
-        return lambda members: backward(
-            [grads[i] for i in members],
-            [weights[i] for i in members],
-            [scales[i] for i in members],
-            per_row,
-        )
-
-    return by_format(weights, run(_backward_reference), run(_narrow_backward))
-
-
-FORWARD = {"reference": _forward_reference, "triton": _forward_triton}
-BACKWARD = {"reference": _backward_reference, "triton": _backward_triton}
+_FORWARDS = {"reference": _forward_reference, "triton": from_triton("frobenius", "forward")}
+_BACKWARDS = {"reference": _backward_reference, "triton": from_triton("frobenius", "backward")}
+FORWARD = {
+    "reference": _forward_reference,
+    "triton": shared(narrow("triton"), _FORWARDS, takes=(1, 1), gives=1),
+}
+BACKWARD = {
+    "reference": _backward_reference,
+    "triton": shared(narrow("triton"), _BACKWARDS, takes=(1, 1, 1), gives=1, weights=1),
+}
 
 
 @custom_op("lipkernels::frobenius_normalize", mutates_args=())

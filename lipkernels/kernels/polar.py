@@ -24,9 +24,9 @@ from torch.library import custom_op
 from lipkernels.kernels.cpu import polar as cpu
 from lipkernels.kernels.cuda.split import backward_by_size, by_size
 from lipkernels.kernels.eager import is_plain_eager
-from lipkernels.kernels.formats import Names, by_name, narrow
 from lipkernels.kernels.lazy import from_cuda, from_triton
 from lipkernels.kernels.precision import without_autocast
+from lipkernels.kernels.shared import Names, narrow, shared
 from lipkernels.reference import polar as reference
 from lipkernels.reference.rounding import scale_and_round
 from lipkernels.reference.scaling import compute_dtype, saturated
@@ -98,56 +98,6 @@ def _saved_of(saved: list[Tensor], i: int) -> list[Tensor]:
     return saved[SAVED_PER_WEIGHT * i : SAVED_PER_WEIGHT * (i + 1)]
 
 
-def _forward_of(names: Names, implementations: Mapping[str, Forward]) -> Forward:
-    """Each weight by the implementation that ``names`` names."""
-
-    def forward(
-        weights: list[Tensor], scales: list[float], dtype: torch.dtype
-    ) -> tuple[list[Tensor], list[Tensor]]:
-        def run(one: Forward) -> Callable[[list[int]], list[tuple[Tensor, list[Tensor]]]]:
-            def of(members: list[int]) -> list[tuple[Tensor, list[Tensor]]]:
-                chosen = [weights[i] for i in members]
-                results, saved = one(chosen, [scales[i] for i in members], dtype)
-                return [(result, _saved_of(saved, k)) for k, result in enumerate(results)]
-
-            return of
-
-        found = names(weights)
-        if len(set(found)) == 1:  # nothing to split: less Python, most of a small weight's time
-            return implementations[found[0]](weights, scales, dtype)
-        pairs = by_name(found, {name: run(one) for name, one in implementations.items()})
-        return [result for result, _ in pairs], [t for _, saved in pairs for t in saved]
-
-    return forward
-
-
-def _backward_of(names: Names, implementations: Mapping[str, Backward]) -> Backward:
-    """Each weight by the implementation that ``names`` names."""
-
-    def backward(
-        grads: list[Tensor],
-        weights: list[Tensor],
-        results: list[Tensor],
-        saved: list[Tensor],
-        scales: list[float],
-    ) -> list[Tensor]:
-        def run(one: Backward) -> Callable[[list[int]], list[Tensor]]:
-            return lambda members: one(
-                [grads[i] for i in members],
-                [weights[i] for i in members],
-                [results[i] for i in members],
-                [t for i in members for t in _saved_of(saved, i)],
-                [scales[i] for i in members],
-            )
-
-        found = names(weights)
-        if len(set(found)) == 1:
-            return implementations[found[0]](grads, weights, results, saved, scales)
-        return by_name(found, {name: run(one) for name, one in implementations.items()})
-
-    return backward
-
-
 _FORWARDS: dict[str, Forward] = {
     "reference": _forward_reference,
     "cpu": cpu.forward,
@@ -161,27 +111,39 @@ _BACKWARDS: dict[str, Backward] = {
     "triton": from_triton("polar_backward", "backward"),
     "cuda": from_cuda("polar_backward", "backward"),
 }
+_FAST_FORWARDS = {**_FORWARDS, "triton": from_triton("polar", "forward", fast=True)}
+_FAST_BACKWARDS = {**_BACKWARDS, "triton": from_triton("polar_backward", "backward", fast=True)}
+
+
+def _forward_of(names: Names, implementations: Mapping[str, Forward] = _FORWARDS) -> Forward:
+    return shared(names, implementations, takes=(1, 1), gives=(1, SAVED_PER_WEIGHT))
+
+
+def _backward_of(names: Names, implementations: Mapping[str, Backward] = _BACKWARDS) -> Backward:
+    takes = (1, 1, 1, SAVED_PER_WEIGHT, 1)
+    return shared(names, implementations, takes=takes, gives=1, weights=1)
+
+
+_backward_names = backward_by_size("polar_backward", "polar")
 FORWARD: dict[str, Forward] = {
     "reference": _forward_reference,
-    "cpu": _forward_of(narrow("cpu"), _FORWARDS),
-    "triton": _forward_of(narrow("triton"), _FORWARDS),
-    "cuda": _forward_of(by_size("polar"), _FORWARDS),
+    "cpu": _forward_of(narrow("cpu")),
+    "triton": _forward_of(narrow("triton")),
+    "cuda": _forward_of(by_size("polar")),
 }
 BACKWARD: dict[str, Backward] = {
     "reference": _backward_reference,
-    "cpu": _backward_of(narrow("cpu"), _BACKWARDS),
-    "triton": _backward_of(narrow("triton"), _BACKWARDS),
-    "cuda": _backward_of(backward_by_size("polar_backward", "polar"), _BACKWARDS),
+    "cpu": _backward_of(narrow("cpu")),
+    "triton": _backward_of(narrow("triton")),
+    "cuda": _backward_of(_backward_names),
 }
-_FAST_FORWARDS = {**_FORWARDS, "triton": from_triton("polar", "forward", fast=True)}
-_FAST_BACKWARDS = {**_BACKWARDS, "triton": from_triton("polar_backward", "backward", fast=True)}
 FAST_FORWARD: dict[str, Forward] = {
     "triton": _forward_of(narrow("triton"), _FAST_FORWARDS),
     "cuda": _forward_of(by_size("polar"), _FAST_FORWARDS),
 }
 FAST_BACKWARD: dict[str, Backward] = {
     "triton": _backward_of(narrow("triton"), _FAST_BACKWARDS),
-    "cuda": _backward_of(backward_by_size("polar_backward", "polar"), _FAST_BACKWARDS),
+    "cuda": _backward_of(_backward_names, _FAST_BACKWARDS),
 }
 
 

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from lipkernels.kernels.cpu import retract as cpu
-from lipkernels.kernels.formats import by_format
 from lipkernels.kernels.lazy import from_triton
 from lipkernels.kernels.precision import without_autocast
+from lipkernels.kernels.shared import narrow, shared
 from lipkernels.reference import retract as reference
 
 Retract = Callable[[list[Tensor], list[float]], None]
@@ -36,7 +36,6 @@ def _project_reference(
 
 
 _narrow_retract = from_triton("retract", "retract")
-_narrow_project = from_triton("retract", "project")
 
 
 def _retract_triton(weights: list[Tensor], scales: list[float]) -> None:
@@ -50,18 +49,15 @@ def _retract_triton(weights: list[Tensor], scales: list[float]) -> None:
             w.copy_(result)
 
 
+_PROJECTS = {"reference": _project_reference, "triton": from_triton("retract", "project")}
+
+
 def _project_triton(
     grads: list[Tensor], weights: list[Tensor], scales: list[float]
 ) -> list[Tensor]:
-    def run(project: Project) -> Callable[[list[int]], list[Tensor]]:
-        return lambda members: project(
-            [grads[i] for i in members],
-            [weights[i] for i in members],
-            [scales[i] for i in members],
-        )
-
     wider = [g if g.dtype == torch.float64 else w for g, w in zip(grads, weights, strict=True)]
-    return by_format(wider, run(_project_reference), run(_narrow_project))
+    names = narrow("triton")(wider)
+    return shared(lambda _: names, _PROJECTS, takes=(1, 1, 1), gives=1)(grads, weights, scales)
 
 
 # In place, on contiguous weights: the only op of this package that is, for an optimizer's step.

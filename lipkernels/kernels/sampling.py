@@ -6,6 +6,7 @@ from typing import Any
 from torch import Tensor
 from torch.library import custom_op
 
+from lipkernels.kernels.blocks import empty_deep, empty_wide
 from lipkernels.kernels.lazy import from_cuda, from_triton
 from lipkernels.reference import sampling as reference
 
@@ -29,46 +30,29 @@ def _owned(out: Tensor, x: Tensor) -> Tensor:
     return out.clone() if out.data_ptr() == x.data_ptr() else out
 
 
-_move_to_depth = from_triton("sampling", "space_to_depth")
-_move_to_space = from_triton("sampling", "depth_to_space")
-
-
-def _space_to_depth_triton(
-    x: Tensor, ph: int, pw: int, mode: str, channels_last: bool, scale: float
-) -> Tensor:
-    move = _space_to_depth_reference if x.is_complex() else _move_to_depth
-    return move(x, ph, pw, mode, channels_last, scale)
-
-
-def _depth_to_space_triton(
-    x: Tensor, ph: int, pw: int, mode: str, channels_last: bool, scale: float
-) -> Tensor:
-    move = _depth_to_space_reference if x.is_complex() else _move_to_space
-    return move(x, ph, pw, mode, channels_last, scale)
-
-
-def _scalable(
-    move: Callable[..., Tensor], reference: Callable[..., Tensor]
+def _with_complex(
+    move: Callable[..., Tensor], reference: Callable[..., Tensor], moves_any: bool
 ) -> Callable[..., Tensor]:
-    """``move``, which moves any format but multiplies real numbers alone."""
+    """``move``; the reference for complex images, if ``moves_any`` only where they are scaled."""
 
     def call(x: Tensor, *arguments: Any) -> Tensor:
         *_, scale = arguments
-        return (reference if x.is_complex() and scale != 1.0 else move)(x, *arguments)
+        able = not x.is_complex() or (moves_any and scale == 1.0)
+        return (move if able else reference)(x, *arguments)
 
     return call
 
 
-SPACE_TO_DEPTH = {
-    "reference": _space_to_depth_reference,
-    "triton": _space_to_depth_triton,
-    "cuda": _scalable(from_cuda("sampling", "space_to_depth"), _space_to_depth_reference),
-}
-DEPTH_TO_SPACE = {
-    "reference": _depth_to_space_reference,
-    "triton": _depth_to_space_triton,
-    "cuda": _scalable(from_cuda("sampling", "depth_to_space"), _depth_to_space_reference),
-}
+def _implementations(name: str, reference: Callable[..., Tensor]) -> dict[str, Callable]:
+    return {
+        "reference": reference,
+        "triton": _with_complex(from_triton("sampling", name), reference, moves_any=False),
+        "cuda": _with_complex(from_cuda("sampling", name), reference, moves_any=True),
+    }
+
+
+SPACE_TO_DEPTH = _implementations("space_to_depth", _space_to_depth_reference)
+DEPTH_TO_SPACE = _implementations("depth_to_space", _depth_to_space_reference)
 
 
 @custom_op("lipkernels::space_to_depth", mutates_args=())
@@ -82,11 +66,7 @@ def space_to_depth(
 def _(
     x: Tensor, ph: int, pw: int, mode: str, channels_last: bool, scale: float, backend: str
 ) -> Tensor:
-    if channels_last:
-        n, h, w, c = x.shape
-        return x.new_empty((n, h // ph, w // pw, c * ph * pw))
-    n, c, h, w = x.shape
-    return x.new_empty((n, c * ph * pw, h // ph, w // pw))
+    return empty_deep(x, ph, pw, channels_last)
 
 
 @custom_op("lipkernels::depth_to_space", mutates_args=())
@@ -100,11 +80,7 @@ def depth_to_space(
 def _(
     x: Tensor, ph: int, pw: int, mode: str, channels_last: bool, scale: float, backend: str
 ) -> Tensor:
-    if channels_last:
-        n, h, w, c = x.shape
-        return x.new_empty((n, h * ph, w * pw, c // (ph * pw)))
-    n, c, h, w = x.shape
-    return x.new_empty((n, c // (ph * pw), h * ph, w * pw))
+    return empty_wide(x, ph, pw, channels_last)
 
 
 def _setup_context(ctx, inputs, output):

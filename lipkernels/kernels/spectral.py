@@ -1,15 +1,16 @@
 """``lipkernels::spectral_normalize``: scale * W / sigma_max(W); ``lipkernels::power_iteration``."""
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.library import custom_op
 
 from lipkernels.kernels.cuda.split import by_size
-from lipkernels.kernels.formats import Names, by_format, by_name, narrow
 from lipkernels.kernels.lazy import from_cuda, from_triton
 from lipkernels.kernels.precision import without_autocast
+from lipkernels.kernels.shared import Names, narrow, shared
 from lipkernels.reference import spectral as reference
 from lipkernels.reference.rounding import scale_and_round
 from lipkernels.reference.scaling import saturated, to_unit_magnitude
@@ -69,91 +70,49 @@ def _power_iteration_reference(
     return sigmas, [u.clone() for u in lefts], rights
 
 
-_narrow_forward = from_triton("spectral", "forward")
-_narrow_backward = from_triton("spectral", "backward")
+def to_the_end(forward: Callable[..., Any]) -> Callable[..., Any]:
+    """A forward that finds sigma_max without a start, and to the end: it takes no limits."""
+
+    def with_limits(
+        weights: list[Tensor],
+        us: list[Tensor],
+        scales: list[float],
+        dtype: torch.dtype,
+        _max_iter: int,
+        _tol: float,
+        *others: float,
+    ) -> Any:
+        return forward(weights, us, scales, dtype, *others)
+
+    return with_limits
 
 
-def _saved_of(saved: list[Tensor], i: int) -> list[Tensor]:
-    return saved[SAVED_PER_WEIGHT * i : SAVED_PER_WEIGHT * (i + 1)]
-
-
-def _forward_triton(
-    weights: list[Tensor],
-    us: list[Tensor],
-    scales: list[float],
-    dtype: torch.dtype,
-    max_iter: int,
-    tol: float,
-) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
-    def parts(
-        members: list[int], out: tuple[list[Tensor], ...]
-    ) -> list[tuple[Tensor, Tensor, list[Tensor]]]:
-        results, new_us, saved = out
-        return [(results[k], new_us[k], _saved_of(saved, k)) for k in range(len(members))]
-
-    def chosen(members: list[int]) -> tuple[list[Tensor], list[Tensor], list[float]]:
-        return (
-            [weights[i] for i in members],
-            [us[i] for i in members],
-            [scales[i] for i in members],
-        )
-
-    found = by_format(
-        weights,
-        lambda members: parts(members, _forward_reference(*chosen(members), dtype, max_iter, tol)),
-        lambda members: parts(members, _narrow_forward(*chosen(members), dtype)),
-    )
-    results, new_us, saved = (list(part) for part in zip(*found, strict=True))
-    return results, new_us, [tensor for triplet in saved for tensor in triplet]
-
-
-def _backward_triton(
-    grads: list[Tensor], weights: list[Tensor], saved: list[Tensor], scales: list[float]
-) -> list[Tensor]:
-    def run(backward: Callable[..., list[Tensor]]) -> Callable[[list[int]], list[Tensor]]:
-        return lambda members: backward(
-            [grads[i] for i in members],
-            [weights[i] for i in members],
-            [tensor for i in members for tensor in _saved_of(saved, i)],
-            [scales[i] for i in members],
-        )
-
-    return by_format(weights, run(_backward_reference), run(_narrow_backward))
-
-
-PowerIteration = Callable[
-    [list[Tensor], list[Tensor], int], tuple[list[Tensor], list[Tensor], list[Tensor]]
-]
-_POWER_ITERATIONS: dict[str, PowerIteration] = {
+_FORWARDS = {
+    "reference": _forward_reference,
+    "triton": to_the_end(from_triton("spectral", "forward")),
+}
+_BACKWARDS = {"reference": _backward_reference, "triton": from_triton("spectral", "backward")}
+_POWER_ITERATIONS = {
     "reference": _power_iteration_reference,
     "triton": from_triton("power", "power_iteration"),
     "cuda": from_cuda("power", "power_iteration"),
 }
 
 
-def _power_iteration_of(names: Names) -> PowerIteration:
-    """Each weight by the implementation that ``names`` names."""
-
-    def power_iteration(
-        weights: list[Tensor], us: list[Tensor], n_iter: int
-    ) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
-        def run(one: PowerIteration) -> Callable[[list[int]], list[tuple[Tensor, ...]]]:
-            def of(members: list[int]) -> list[tuple[Tensor, ...]]:
-                parts = one([weights[i] for i in members], [us[i] for i in members], n_iter)
-                return list(zip(*parts, strict=True))
-
-            return of
-
-        runs = {name: run(one) for name, one in _POWER_ITERATIONS.items()}
-        found = by_name(names(weights), runs)
-        sigmas, lefts, rights = (list(part) for part in zip(*found, strict=True))
-        return sigmas, lefts, rights
-
-    return power_iteration
+def _power_iteration_of(names: Names) -> Callable[..., Any]:
+    return shared(names, _POWER_ITERATIONS, takes=(1, 1), gives=(1, 1, 1))
 
 
-FORWARD = {"reference": _forward_reference, "triton": _forward_triton}
-BACKWARD = {"reference": _backward_reference, "triton": _backward_triton}
+FORWARD = {
+    "reference": _forward_reference,
+    "triton": shared(narrow("triton"), _FORWARDS, takes=(1, 1, 1), gives=(1, 1, SAVED_PER_WEIGHT)),
+}
+BACKWARD = {
+    "reference": _backward_reference,
+    "triton": shared(
+        narrow("triton"), _BACKWARDS, takes=(1, 1, SAVED_PER_WEIGHT, 1), gives=1, weights=1
+    ),
+}
 POWER_ITERATION = {
     "reference": _power_iteration_reference,
     "triton": _power_iteration_of(narrow("triton")),

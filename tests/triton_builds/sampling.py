@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
+from lipkernels.kernels.blocks import Dim, to_depth, to_space
 from lipkernels.kernels.triton import sampling
-from lipkernels.kernels.triton.permutation import Dim
 from triton_builds import Build
 
 FORMATS = {
@@ -26,8 +26,8 @@ def build(name, down, shape, dtype, mode="CRD", last=False, scaled=False, block=
     deep = torch.empty_like(move.movedim(1, -1) if last else move).contiguous()
     if layout:
         wide, deep = (wide.to(**layout), deep) if down else (wide, deep.to(**layout))
-    sizes, x, y = sampling.block_dims(wide, deep, block, block, mode, last)
-    dims = tuple(map(Dim, sizes, *((x, y) if down else (y, x))))
+    sides = (wide, deep) if down else (deep, wide)
+    dims = (to_depth if down else to_space)(*sides, block, block, mode, last)
     kind = str(dtype).removeprefix("torch.")
     return of_dims(dims, dtype, scaled, f"{'down' if down else 'up'}-{name}-{mode}-{kind}")
 

@@ -14,8 +14,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from lipkernels.kernels.cuda.library import DOUBLE, INT, POINTER, declared
-from lipkernels.kernels.cuda.polar import CHUNK, FORMATS, on_device
+from lipkernels.kernels.cuda.library import DOUBLE, FORMATS, INT, POINTER, declared
+from lipkernels.kernels.cuda.polar import CHUNK
 from lipkernels.reference.rounding import worst_case_factor
 
 _SIDE = 64
@@ -96,11 +96,10 @@ def forward(
     sizes = [2 * _wide_size(w) for w in kept]
     workspace = torch.empty(sum(sizes), dtype=torch.float32, device=device)
     pointers = (kept, kept, results, sigmas, lefts, rights)
-    with on_device(device):
-        for formats, members in _by_formats(kept, results).items():
-            problems = _problems(members, pointers, workspace, sizes, numbers)
-            settings = (0, n_iter, beta, tol, _OWN_MARGIN)
-            _run(device, problems, len(members), *formats, *settings)
+    for formats, members in _by_formats(kept, results).items():
+        problems = _problems(members, pointers, workspace, sizes, numbers)
+        settings = (0, n_iter, beta, tol, _OWN_MARGIN)
+        _run(device, problems, len(members), *formats, *settings)
     new_us = [left.to(u.dtype, copy=True) for left, u in zip(lefts, us, strict=True)]
     saved = [tensor for triplet in zip(sigmas, lefts, rights, strict=True) for tensor in triplet]
     return results, new_us, saved
@@ -127,9 +126,8 @@ def backward(
     sizes = [(n_iter + 2) * _wide_size(w) for w in kept]
     workspace = torch.empty(sum(sizes), dtype=torch.float32, device=device)
     pointers = (kept, incoming, out, *triplets)
-    with on_device(device):
-        for formats, members in _by_formats(kept, incoming).items():
-            problems = _problems(members, pointers, workspace, sizes, numbers)
-            settings = (1, n_iter, beta, tol, 1.0)
-            _run(device, problems, len(members), *formats, *settings)
+    for formats, members in _by_formats(kept, incoming).items():
+        problems = _problems(members, pointers, workspace, sizes, numbers)
+        settings = (1, n_iter, beta, tol, 1.0)
+        _run(device, problems, len(members), *formats, *settings)
     return out

@@ -29,6 +29,8 @@ POINTER, INT, INT64, FLOAT, DOUBLE = (
     ctypes.c_float,
     ctypes.c_double,
 )
+# As csrc/cuda/primitives.h numbers the formats of weights.
+FORMATS = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
 _PACKAGE = pathlib.Path(__file__).parents[2]
 
 
@@ -46,9 +48,9 @@ def _file() -> tuple[pathlib.Path | None, str]:
     if named:
         file = pathlib.Path(named)
         return (file, "") if file.is_file() else (None, f"{VARIABLE} names no file: {named}")
-    files = sorted(_PACKAGE.glob("_cuda*.so"))
-    if files:
-        return files[0], ""
+    own = _PACKAGE / "_cuda.so"
+    if own.is_file():
+        return own, ""
     why = _PACKAGE / "_cuda_not_built.txt"  # setup.py's
     reason = why.read_text().strip() if why.is_file() else "nvcc builds it at installation"
     return None, f"its library was not built ({reason})"

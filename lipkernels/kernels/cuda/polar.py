@@ -8,21 +8,17 @@ of shared memory for a block (compute capability 9.0 and 10.0).
 
 from __future__ import annotations
 
-import contextlib
 import math
 import struct
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
 
 import torch
 from torch import Tensor
 
-from lipkernels.kernels.cuda.library import INT, POINTER, declared, is_simt
+from lipkernels.kernels.cuda.library import FORMATS, INT, POINTER, declared, is_simt
 from lipkernels.kernels.cuda.members import members
 from lipkernels.reference.rounding import worst_case_factor
 
-# As csrc/cuda/primitives.h numbers them.
-FORMATS = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
 CHUNK = 64  # columns that a block works on at a time
 
 _SMALL = 64  # the largest side of lk_polar_small
@@ -34,11 +30,6 @@ _LARGE_BYTES = 176_384  # of shared memory, for a side of 128
 
 _small = declared("lk_polar_small", POINTER, INT, INT, INT, INT)
 _large = declared("lk_polar_large", POINTER, INT, INT, INT, INT)
-
-
-def on_device(device: torch.device) -> AbstractContextManager:
-    """The library launches on the current device, which need not be the tensors'."""
-    return torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()
 
 
 def has_clusters(device: torch.device) -> bool:
@@ -117,8 +108,7 @@ def forward(
         for addresses in members([weight, result, *parts]):
             launch.append(_PROBLEM.pack(*addresses, at, scale, worst_case, rows, cols))
             at += size * _FLOAT_BYTES
-    with on_device(device):
-        for (is_large, kind, cluster), problems in launches.items():
-            run = _large if is_large else _small
-            run(device, b"".join(problems), len(problems), kind, FORMATS[dtype], cluster)
+    for (is_large, kind, cluster), problems in launches.items():
+        run = _large if is_large else _small
+        run(device, b"".join(problems), len(problems), kind, FORMATS[dtype], cluster)
     return results, saved

@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 
 from lipkernels.kernels.cuda import polar
-from lipkernels.kernels.cuda.library import INT, POINTER, declared
+from lipkernels.kernels.cuda.library import FORMATS, INT, POINTER, declared
 from lipkernels.kernels.cuda.members import members
-from lipkernels.kernels.cuda.polar import FORMATS, cluster_of, fits, on_device, padded_side
+from lipkernels.kernels.cuda.polar import cluster_of, fits, padded_side
 
 SAVED_PER_WEIGHT = 3  # factor, spectrum, scalars: see `lipkernels.kernels.polar`
 _SMALL = 64  # the largest side of lk_polar_backward_small
@@ -85,8 +85,7 @@ def backward(
         for addresses in members([grad, *tensors, gradient]):
             problems.append(_PROBLEM.pack(*addresses, at, scales[i], rows, cols))
             at += workspace.element_size() * sizes[i]
-    with on_device(device):
-        for (is_large, *formats, cluster), problems in launches.items():
-            run = _large if is_large else _small
-            run(device, b"".join(problems), len(problems), *formats, cluster)
+    for (is_large, *formats, cluster), problems in launches.items():
+        run = _large if is_large else _small
+        run(device, b"".join(problems), len(problems), *formats, cluster)
     return out

@@ -14,9 +14,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from lipkernels.kernels.cuda.library import INT, INT64, POINTER, check, declared, library
+from lipkernels.kernels.cuda.library import FORMATS, INT, INT64, POINTER, check, declared, library
 from lipkernels.kernels.cuda.members import members
-from lipkernels.kernels.cuda.polar import FORMATS
 
 _SIZES_OF_CLUSTERS = (1, 2, 4, 8)
 

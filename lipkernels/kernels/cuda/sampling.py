@@ -1,19 +1,20 @@
 """Space to depth and back by csrc/cuda/sampling.cu: one permuted copy of any strides.
 
-Both maps permute the dimensions (n, c, i, a, j, d) of an image of blocks, pixel (a, d) of block
-(i, j). Without a scale only the width of an element matters, and its bits are moved.
+Without a scale only the width of an element matters, and its bits are moved.
 """
 
 from __future__ import annotations
 
 import ctypes
 import functools
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
+from lipkernels.kernels.blocks import Dim, empty_deep, empty_wide, to_depth, to_space
 from lipkernels.kernels.cuda.library import DOUBLE, POINTER, declared
-from lipkernels.kernels.cuda.tiles import DIMS, WORD, Dim, tile
+from lipkernels.kernels.cuda.tiles import DIMS, WORD, tile
 
 _SCALINGS = {torch.float16: 1, torch.bfloat16: 2, torch.float32: 3, torch.float64: 4}
 
@@ -73,23 +74,6 @@ def _copied(x: Tensor, y: Tensor, dims: tuple[Dim, ...], scale: float) -> Tensor
     return y
 
 
-def _block_dims(
-    wide: Tensor, deep: Tensor, ph: int, pw: int, mode: str, channels_last: bool
-) -> tuple[list[int], list[int], list[int]]:
-    """Of (n, c, i, a, j, d): the sizes, the strides in the wide image and in the deep one."""
-    order = (0, 3, 1, 2) if channels_last else (0, 1, 2, 3)
-    n, c, h, w = (wide.shape[d] for d in order)
-    sn, sc, sh, sw = (wide.stride(d) for d in order)
-    dn, dk, di, dj = (deep.stride(d) for d in order)
-    channel = (ph * pw, pw, 1) if mode == "CRD" else (1, pw * c, c)  # of c, a, d
-    dc, da, dd = (dk * step for step in channel)
-    return (
-        [n, c, h // ph, ph, w // pw, pw],
-        [sn, sc, ph * sh, sh, pw * sw, sw],
-        [dn, dc, di, da, dj, dd],
-    )
-
-
 def contiguous(x: Tensor) -> Tensor:
     """``x.contiguous()`` with lazy negatives resolved; layouts that cross are copied in tiles."""
     x = x.resolve_conj().resolve_neg()
@@ -99,35 +83,27 @@ def contiguous(x: Tensor) -> Tensor:
     return _copied(x, y, tuple(map(Dim, x.shape, x.stride(), y.stride())), 1.0)
 
 
+def _moved(
+    x: Tensor, y: Tensor, dims_of: Callable[[Tensor], tuple[Dim, ...]], scale: float
+) -> Tensor:
+    """``y`` filled with the elements of ``x``, whose copy has the dimensions ``dims_of(x)``."""
+    if x.numel() == 0:
+        return y
+    x = x.resolve_conj().resolve_neg()
+    return _copied(x, y, dims_of(x), scale)
+
+
 def space_to_depth(
     x: Tensor, ph: int, pw: int, mode: str, channels_last: bool, scale: float
 ) -> Tensor:
     """As :func:`lipkernels.reference.sampling.space_to_depth`, times ``scale``."""
-    if channels_last:
-        n, h, w, c = x.shape
-        y = x.new_empty((n, h // ph, w // pw, c * ph * pw))
-    else:
-        n, c, h, w = x.shape
-        y = x.new_empty((n, c * ph * pw, h // ph, w // pw))
-    if x.numel() == 0:
-        return y
-    x = x.resolve_conj().resolve_neg()
-    sizes, wide, deep = _block_dims(x, y, ph, pw, mode, channels_last)
-    return _copied(x, y, tuple(map(Dim, sizes, wide, deep)), scale)
+    y = empty_deep(x, ph, pw, channels_last)
+    return _moved(x, y, lambda x: to_depth(x, y, ph, pw, mode, channels_last), scale)
 
 
 def depth_to_space(
     x: Tensor, ph: int, pw: int, mode: str, channels_last: bool, scale: float
 ) -> Tensor:
     """As :func:`lipkernels.reference.sampling.depth_to_space`, times ``scale``."""
-    if channels_last:
-        n, h, w, c = x.shape
-        y = x.new_empty((n, h * ph, w * pw, c // (ph * pw)))
-    else:
-        n, c, h, w = x.shape
-        y = x.new_empty((n, c // (ph * pw), h * ph, w * pw))
-    if x.numel() == 0:
-        return y
-    x = x.resolve_conj().resolve_neg()
-    sizes, wide, deep = _block_dims(y, x, ph, pw, mode, channels_last)
-    return _copied(x, y, tuple(map(Dim, sizes, deep, wide)), scale)
+    y = empty_wide(x, ph, pw, channels_last)
+    return _moved(x, y, lambda x: to_space(x, y, ph, pw, mode, channels_last), scale)

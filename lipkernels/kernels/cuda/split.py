@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from lipkernels import backends
-from lipkernels.kernels.formats import Names
+from lipkernels.kernels.shared import Names
 
 
 @functools.cache

@@ -18,20 +18,13 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from lipkernels.kernels.blocks import Dim
+
 RUN, TILE = 128, 8192
 DIMS = 6
 WORD = 16
 _LANES = _BANKS = 32
 _PAD_SHIFTS = range(7, 14)
-
-
-@dataclass(frozen=True)
-class Dim:
-    """A dimension of the copy; strides count elements."""
-
-    size: int
-    x: int
-    y: int
 
 
 @dataclass(frozen=True)

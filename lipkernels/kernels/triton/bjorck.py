@@ -28,7 +28,7 @@ import triton.language as tl
 from torch import Tensor
 
 from lipkernels.kernels.triton import planes, spectral
-from lipkernels.kernels.triton.elements import launch, on_device, part_of
+from lipkernels.kernels.triton.elements import launch, part_of
 from lipkernels.kernels.triton.group import Group, Matrix, group
 from lipkernels.kernels.triton.half import rounded_within
 from lipkernels.kernels.triton.planes import (
@@ -315,16 +315,15 @@ def forward(
         for one, scale in zip(x, scales, strict=True)
     ]
     results = [torch.empty_like(one) for one in x]
-    with on_device(x[0].device):
-        iteration = _Iteration(x, beta, n_iter, tol, n_wide=2, n_squares=1)
-        iteration.run(ring=2, squares=1)
-        places, aligned = iteration.shapes.places(results)
-        launch(
-            finish, len(iteration.wide), results[0], iteration.table, iteration.wide, places,
-            iteration.shapes.numbers(multipliers), iteration.batches, iteration.hi, iteration.lo,
-            iteration.sums, iteration.last_state, tol,
-            FIRST=n_iter == 0, ALIGNED=aligned, B=B, LANES=LANES, num_warps=planes.WARPS,
-        )  # fmt: skip
+    iteration = _Iteration(x, beta, n_iter, tol, n_wide=2, n_squares=1)
+    iteration.run(ring=2, squares=1)
+    places, aligned = iteration.shapes.places(results)
+    launch(
+        finish, len(iteration.wide), results[0], iteration.table, iteration.wide, places,
+        iteration.shapes.numbers(multipliers), iteration.batches, iteration.hi, iteration.lo,
+        iteration.sums, iteration.last_state, tol,
+        FIRST=n_iter == 0, ALIGNED=aligned, B=B, LANES=LANES, num_warps=planes.WARPS,
+    )  # fmt: skip
     return (rounded_within(results, scales, dtype) if narrow else results), new_us, saved
 
 
@@ -343,37 +342,36 @@ def backward(
     grads = [g.float().contiguous() for g in grads]
     out = [torch.empty_like(g) for g in grads]
     slot = n_iter + 1  # of Gamma, after X_0 .. X_n
-    with on_device(x[0].device):
-        it = _Iteration(x, beta, n_iter, tol, n_wide=n_iter + 3, n_squares=n_iter + 1)
-        it.run(ring=n_iter + 1, squares=n_iter + 1)
-        shapes, device = it.shapes, it.shapes.device
-        maxima = torch.empty(it.layout.n_maxima, dtype=torch.int32, device=device)
-        units = torch.empty(it.n, dtype=torch.float32, device=device)
-        entries = shapes.table(
-            "entries", torch.int64, lambda: [(a.rows * a.cols,) for a in shapes.matrices]
-        )
-        places, aligned = shapes.places(grads)
-        tiles, taken = shapes.tiles("maxima", maxima_blocks), it.state[n_iter + 1]
+    it = _Iteration(x, beta, n_iter, tol, n_wide=n_iter + 3, n_squares=n_iter + 1)
+    it.run(ring=n_iter + 1, squares=n_iter + 1)
+    shapes, device = it.shapes, it.shapes.device
+    maxima = torch.empty(it.layout.n_maxima, dtype=torch.int32, device=device)
+    units = torch.empty(it.n, dtype=torch.float32, device=device)
+    entries = shapes.table(
+        "entries", torch.int64, lambda: [(a.rows * a.cols,) for a in shapes.matrices]
+    )
+    places, aligned = shapes.places(grads)
+    tiles, taken = shapes.tiles("maxima", maxima_blocks), it.state[n_iter + 1]
+    launch(
+        planes.magnitudes, len(tiles), grads[0], tiles, places, entries, maxima,
+        WIDTH=1, ALIGNED=aligned, BLOCK=planes.BLOCK, num_warps=planes.WARPS,
+    )  # fmt: skip
+    launch(
+        pack_gradient, len(it.wide), grads[0], it.table, it.wide, places, it.batches, maxima,
+        it.hi, it.lo, it.sums, it.last_state, taken, units, tol, slot,
+        FIRST=n_iter == 0, ALIGNED=aligned, B=B, LANES=LANES, num_warps=planes.WARPS,
+    )  # fmt: skip
+    for k in reversed(range(n_iter)):
+        common = (it.hi, it.lo, taken)
+        launch(across, len(it.lower), it.table, it.lower, *common, k, slot, n_iter, **it.built)
         launch(
-            planes.magnitudes, len(tiles), grads[0], tiles, places, entries, maxima,
-            WIDTH=1, ALIGNED=aligned, BLOCK=planes.BLOCK, num_warps=planes.WARPS,
+            step_back, len(it.wide), it.table, it.wide, *common, beta, k, slot, n_iter,
+            **it.built,
         )  # fmt: skip
-        launch(
-            pack_gradient, len(it.wide), grads[0], it.table, it.wide, places, it.batches, maxima,
-            it.hi, it.lo, it.sums, it.last_state, taken, units, tol, slot,
-            FIRST=n_iter == 0, ALIGNED=aligned, B=B, LANES=LANES, num_warps=planes.WARPS,
-        )  # fmt: skip
-        for k in reversed(range(n_iter)):
-            common = (it.hi, it.lo, taken)
-            launch(across, len(it.lower), it.table, it.lower, *common, k, slot, n_iter, **it.built)
-            launch(
-                step_back, len(it.wide), it.table, it.wide, *common, beta, k, slot, n_iter,
-                **it.built,
-            )  # fmt: skip
-        places, aligned = shapes.places(out)
-        launch(
-            finish_gradient, len(it.wide), out[0], it.table, it.wide, places,
-            shapes.numbers(scales), it.hi, it.lo, taken, units, slot,
-            ALIGNED=aligned, B=B, num_warps=planes.WARPS,
-        )  # fmt: skip
+    places, aligned = shapes.places(out)
+    launch(
+        finish_gradient, len(it.wide), out[0], it.table, it.wide, places,
+        shapes.numbers(scales), it.hi, it.lo, taken, units, slot,
+        ALIGNED=aligned, B=B, num_warps=planes.WARPS,
+    )  # fmt: skip
     return spectral.backward(out, weights, saved, [1.0] * len(weights))

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
-from contextlib import AbstractContextManager
 from typing import Any
 
-import torch
 import triton
 import triton.language as tl
 
@@ -14,11 +11,6 @@ from lipkernels import backends
 from lipkernels.kernels.triton.rounding import rounded
 
 _INTERPRETED = tl.constexpr(backends.is_interpreted())
-
-
-def on_device(device: torch.device) -> AbstractContextManager:
-    """Triton launches on the current device, which need not be the tensors'."""
-    return torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()
 
 
 def launch(kernel: Any, programs: int, *arguments: Any, **settings: Any) -> None:

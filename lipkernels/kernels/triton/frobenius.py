@@ -22,7 +22,6 @@ from lipkernels.kernels.triton.elements import (
     block_at,
     launch,
     narrowed,
-    on_device,
     part_of,
     saturated,
     sum_of,
@@ -231,25 +230,24 @@ def forward(
         places, aligned = shapes.places(chosen, outs)
         factors = shapes.numbers([_factor(weights[i], scales[i], dtype) for i in members])
         settings = {"ALIGNED": aligned, "num_warps": WARPS}
-        with on_device(shapes.device):
-            if per_row:
-                table, tiles = _by_rows(shapes)
-                launch(
-                    normalize_rows, len(tiles), chosen[0], outs[0], table, tiles, places, factors,
-                    **BY_ROWS, **settings,
-                )  # fmt: skip
-                continue
-            table, tiles = blocks_of(shapes)
-            squares = torch.empty(len(tiles), dtype=torch.float64, device=shapes.device)
+        if per_row:
+            table, tiles = _by_rows(shapes)
             launch(
-                partial_sums, len(tiles),
-                chosen[0], chosen[0], table, tiles, places, squares, squares,
-                HAS_GRADS=False, WIDTH=2, BLOCK=WHOLE["BLOCK"], **settings,
+                normalize_rows, len(tiles), chosen[0], outs[0], table, tiles, places, factors,
+                **BY_ROWS, **settings,
             )  # fmt: skip
-            launch(
-                normalize, len(tiles), chosen[0], outs[0], table, tiles, places, factors, squares,
-                **WHOLE, **settings,
-            )  # fmt: skip
+            continue
+        table, tiles = blocks_of(shapes)
+        squares = torch.empty(len(tiles), dtype=torch.float64, device=shapes.device)
+        launch(
+            partial_sums, len(tiles),
+            chosen[0], chosen[0], table, tiles, places, squares, squares,
+            HAS_GRADS=False, WIDTH=2, BLOCK=WHOLE["BLOCK"], **settings,
+        )  # fmt: skip
+        launch(
+            normalize, len(tiles), chosen[0], outs[0], table, tiles, places, factors, squares,
+            **WHOLE, **settings,
+        )  # fmt: skip
     return results
 
 
@@ -267,23 +265,22 @@ def backward(
         numbers = shapes.numbers([scales[i] for i in members])
         limit = torch.finfo(first[0].dtype).max
         settings = {"ALIGNED": aligned, "num_warps": WARPS}
-        with on_device(shapes.device):
-            if per_row:
-                table, tiles = _by_rows(shapes)
-                launch(
-                    differentiate_rows, len(tiles), *first, table, tiles, places, numbers, limit,
-                    **BY_ROWS, **settings,
-                )  # fmt: skip
-                continue
-            table, tiles = blocks_of(shapes)
-            sums = torch.empty((2, len(tiles)), dtype=torch.float64, device=shapes.device)
+        if per_row:
+            table, tiles = _by_rows(shapes)
             launch(
-                partial_sums, len(tiles), *first[:2], table, tiles, places, sums[0], sums[1],
-                HAS_GRADS=True, WIDTH=3, BLOCK=WHOLE["BLOCK"], **settings,
+                differentiate_rows, len(tiles), *first, table, tiles, places, numbers, limit,
+                **BY_ROWS, **settings,
             )  # fmt: skip
-            launch(
-                differentiate, len(tiles),
-                *first, table, tiles, places, numbers, sums[0], sums[1], limit,
-                **WHOLE, **settings,
-            )  # fmt: skip
+            continue
+        table, tiles = blocks_of(shapes)
+        sums = torch.empty((2, len(tiles)), dtype=torch.float64, device=shapes.device)
+        launch(
+            partial_sums, len(tiles), *first[:2], table, tiles, places, sums[0], sums[1],
+            HAS_GRADS=True, WIDTH=3, BLOCK=WHOLE["BLOCK"], **settings,
+        )  # fmt: skip
+        launch(
+            differentiate, len(tiles),
+            *first, table, tiles, places, numbers, sums[0], sums[1], limit,
+            **WHOLE, **settings,
+        )  # fmt: skip
     return results

@@ -24,7 +24,7 @@ import triton.language as tl
 from torch import Tensor
 
 from lipkernels.kernels.triton import planes
-from lipkernels.kernels.triton.elements import launch, on_device, part_of
+from lipkernels.kernels.triton.elements import launch, part_of
 from lipkernels.kernels.triton.group import Matrix, group
 from lipkernels.kernels.triton.planes import (
     SCALE,
@@ -163,18 +163,17 @@ def rounded_within(
     built = product.constants | product.options
     wide = shapes.tiles("half wide", lambda a: _every(wide_blocks(a)))
     lower = shapes.tiles("half lower", lambda a: _every(lower_blocks(a)))
-    with on_device(device):
-        launch(
-            attempt, len(wide),
-            matrices[0], results[0], table, wide, places, numbers, hi, lo,
-            squares, place.n_blocks, ALIGNED=aligned, B=B, num_warps=planes.WARPS,
-        )  # fmt: skip
-        launch(fourth_powers, len(lower), table, lower, hi, lo, sums, place.n_lower, **built)
-        wide = shapes.tiles("wide blocks", wide_blocks)
-        launch(
-            choose, len(wide),
-            matrices[0], results[0], table, wide, places, numbers,
-            squares, place.n_blocks, sums, place.n_lower,
-            ALIGNED=aligned, B=B, LANES=LANES, num_warps=planes.WARPS,
-        )  # fmt: skip
+    launch(
+        attempt, len(wide),
+        matrices[0], results[0], table, wide, places, numbers, hi, lo,
+        squares, place.n_blocks, ALIGNED=aligned, B=B, num_warps=planes.WARPS,
+    )  # fmt: skip
+    launch(fourth_powers, len(lower), table, lower, hi, lo, sums, place.n_lower, **built)
+    wide = shapes.tiles("wide blocks", wide_blocks)
+    launch(
+        choose, len(wide),
+        matrices[0], results[0], table, wide, places, numbers,
+        squares, place.n_blocks, sums, place.n_lower,
+        ALIGNED=aligned, B=B, LANES=LANES, num_warps=planes.WARPS,
+    )  # fmt: skip
     return results

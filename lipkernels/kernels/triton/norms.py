@@ -32,7 +32,7 @@ import triton.language as tl
 from torch import Tensor
 
 from lipkernels.kernels.triton import packing
-from lipkernels.kernels.triton.elements import launch, on_device, sum_of
+from lipkernels.kernels.triton.elements import launch, sum_of
 from lipkernels.kernels.triton.group import ALIGNMENT, Group, offsets
 from lipkernels.kernels.triton.power import inverse_or_zero
 
@@ -408,38 +408,37 @@ def largest_singular_values(
     parts = torch.empty(size.n_parts * SIDE * SIDE, **kind)
     vectors = torch.empty(size.n_vectors, **kind)
     settings = {"UNIT": ALIGNMENT, "WIDTH": COLUMNS_OF_TABLE, "SIDE": SIDE, "num_warps": WARPS}
-    with on_device(device):
+    launch(
+        gram_parts, len(on.parts), packed, parts, on.matrices, on.parts, skip,
+        **{**settings, **PARTS},
+    )  # fmt: skip
+    if on.small is not None:
         launch(
-            gram_parts, len(on.parts), packed, parts, on.matrices, on.parts, skip,
-            **{**settings, **PARTS},
+            small_tops, len(on.small),
+            parts, sigmas, vectors, on.matrices, on.small, skip, on.allowances, squarings,
+            RANK_ONE=RANK_ONE, **settings,
         )  # fmt: skip
-        if on.small is not None:
-            launch(
-                small_tops, len(on.small),
-                parts, sigmas, vectors, on.matrices, on.small, skip, on.allowances, squarings,
-                RANK_ONE=RANK_ONE, **settings,
-            )  # fmt: skip
-        if on.tiles is None or on.large is None:
-            return vectors
-        powers = [torch.empty(size.n_powers, **kind) for _ in range(2)]
-        squares = [torch.empty(size.n_squares, **kind) for _ in range(2)]
-        history = torch.empty(len(shapes.matrices) * HISTORY, **kind)
-        done = torch.zeros(len(shapes.matrices), dtype=torch.int32, device=device)
+    if on.tiles is None or on.large is None:
+        return vectors
+    powers = [torch.empty(size.n_powers, **kind) for _ in range(2)]
+    squares = [torch.empty(size.n_squares, **kind) for _ in range(2)]
+    history = torch.empty(len(shapes.matrices) * HISTORY, **kind)
+    done = torch.zeros(len(shapes.matrices), dtype=torch.int32, device=device)
+    launch(
+        gram_sums, len(on.tiles), parts, powers[0], squares[0], on.matrices, on.tiles, skip,
+        **settings,
+    )  # fmt: skip
+    for k in range(squarings):
+        here, there = k % 2, 1 - k % 2
         launch(
-            gram_sums, len(on.tiles), parts, powers[0], squares[0], on.matrices, on.tiles, skip,
-            **settings,
+            square, len(on.tiles),
+            powers[here], powers[there], squares[here], squares[there],
+            history, done, on.matrices, on.tiles, skip, k,
+            DEPTH=DEPTH, LANES=LANES, HISTORY=HISTORY, RANK_ONE=RANK_ONE, **settings,
         )  # fmt: skip
-        for k in range(squarings):
-            here, there = k % 2, 1 - k % 2
-            launch(
-                square, len(on.tiles),
-                powers[here], powers[there], squares[here], squares[there],
-                history, done, on.matrices, on.tiles, skip, k,
-                DEPTH=DEPTH, LANES=LANES, HISTORY=HISTORY, RANK_ONE=RANK_ONE, **settings,
-            )  # fmt: skip
-        launch(
-            tops, len(on.large),
-            *powers, *squares, sigmas, vectors, history, done, on.matrices, on.large, skip,
-            on.allowances, squarings, LANES=LANES, HISTORY=HISTORY, **settings,
-        )  # fmt: skip
+    launch(
+        tops, len(on.large),
+        *powers, *squares, sigmas, vectors, history, done, on.matrices, on.large, skip,
+        on.allowances, squarings, LANES=LANES, HISTORY=HISTORY, **settings,
+    )  # fmt: skip
     return vectors

@@ -18,7 +18,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from lipkernels.kernels.triton.elements import launch, on_device, part_of, widened
+from lipkernels.kernels.triton.elements import launch, part_of, widened
 from lipkernels.kernels.triton.group import ALIGNMENT, Group, Matrix, offsets
 
 TILE = {"ROWS": 32, "COLUMNS": 128}
@@ -117,10 +117,9 @@ def packed(weights: Sequence[Tensor], shapes: Group, wide: bool) -> Tensor:
         lambda: [(p, i, j) for p, (n, k) in enumerate(every) for i in range(n) for j in range(k)],
     )
     eights = aligned and all(m.cols % ALIGNMENT == 0 for m in shapes.matrices)
-    with on_device(shapes.device):
-        launch(
-            pack, len(tiles), weights[0], workspace, table(shapes, wide), tiles, places,
-            ALIGNED=aligned, EIGHTS=eights, UNIT=ALIGNMENT, WIDTH=WIDTH, **TILE,
-            num_warps=WARPS[eights],
-        )  # fmt: skip
+    launch(
+        pack, len(tiles), weights[0], workspace, table(shapes, wide), tiles, places,
+        ALIGNED=aligned, EIGHTS=eights, UNIT=ALIGNMENT, WIDTH=WIDTH, **TILE,
+        num_warps=WARPS[eights],
+    )  # fmt: skip
     return workspace

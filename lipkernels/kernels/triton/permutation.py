@@ -17,21 +17,14 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from lipkernels.kernels.blocks import Dim
+
 # A tile of k is this wide at most, unless its side is flat.
 WIDEST = 64
 _NARROWEST = 32
 _FLAT = 64  # the largest k of a flat side
 _LONG_RUN = 8  # 16 bytes of the narrower formats
 Q_DIMS, K_DIMS = 6, 2
-
-
-@dataclass(frozen=True)
-class Dim:
-    """A dimension of the copy."""
-
-    size: int
-    x: int  # stride
-    y: int
 
 
 @dataclass(frozen=True)

@@ -45,7 +45,7 @@ import torch
 from torch import Tensor
 
 from lipkernels.kernels.triton import planes, schedule
-from lipkernels.kernels.triton.elements import launch, on_device
+from lipkernels.kernels.triton.elements import launch
 from lipkernels.kernels.triton.group import Group, Matrix, group
 from lipkernels.kernels.triton.half import rounded_within
 from lipkernels.kernels.triton.polar_finish import finish, last_gram, polish
@@ -218,11 +218,10 @@ class _Forward:
         )  # fmt: skip
 
     def run(self) -> None:
-        with on_device(self.shapes.device):
-            self._start()
-            for k in range(schedule.STEPS):
-                self._step(k)
-            self._finish()
+        self._start()
+        for k in range(schedule.STEPS):
+            self._step(k)
+        self._finish()
 
 
 def empty_outputs(weights: Sequence[Tensor]) -> list[list[Tensor]]:

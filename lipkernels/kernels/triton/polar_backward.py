@@ -42,7 +42,7 @@ import triton.language as tl
 from torch import Tensor
 
 from lipkernels.kernels.triton import planes
-from lipkernels.kernels.triton.elements import launch, on_device, part_of, saturated
+from lipkernels.kernels.triton.elements import launch, part_of, saturated
 from lipkernels.kernels.triton.group import Group, Matrix, group
 from lipkernels.kernels.triton.planes import (
     SCALE,
@@ -466,10 +466,9 @@ class _Backward:
         )  # fmt: skip
 
     def run(self) -> None:
-        with on_device(self.shapes.device):
-            self._pack()
-            self._solve()
-            self._finish()
+        self._pack()
+        self._solve()
+        self._finish()
 
 
 def backward(

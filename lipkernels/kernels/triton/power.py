@@ -18,7 +18,7 @@ import triton.language as tl
 from torch import Tensor
 
 from lipkernels.kernels.triton import packing
-from lipkernels.kernels.triton.elements import launch, on_device, part_of, saturated, widened
+from lipkernels.kernels.triton.elements import launch, part_of, saturated, widened
 from lipkernels.kernels.triton.group import ALIGNMENT, Group, group, offsets
 
 DOWN = {"ROWS": 32, "COLUMNS": 64}  # W^T u: the columns of a program, the rows of a step
@@ -226,22 +226,19 @@ def _of_one_format(
     places, aligned = shapes.places(sigmas, lefts, rights)
     settings = {"UNIT": ALIGNMENT, "WIDTH": COLUMNS_OF_TABLE, "num_warps": WARPS}
     n = len(shapes.matrices)
-    with on_device(device):
-        launch(start, n, table, starts, u, BLOCK=BLOCK, **settings)
-        if single is not None:
-            launch(
-                rounds, len(single), packed, u, v, table, single, n_iter, **packing.TILE, **settings
-            )
-        if columns is not None and rows is not None:
-            launch(down, len(columns), packed, u, v, table, columns, **DOWN, **settings)
-            for i in range(n_iter):
-                if i:
-                    launch(down, len(columns), packed, u, v, table, columns, **DOWN, **settings)
-                launch(across, len(rows), packed, u, v, table, rows, **ACROSS, **settings)
-        launch(
-            finish, n, u, v, sigmas[0], lefts[0], rights[0], table, places, FLOAT32_MAX,
-            ALIGNED=aligned, ROUNDS=n_iter > 0, BLOCK=BLOCK, **settings,
-        )  # fmt: skip
+    launch(start, n, table, starts, u, BLOCK=BLOCK, **settings)
+    if single is not None:
+        launch(rounds, len(single), packed, u, v, table, single, n_iter, **packing.TILE, **settings)
+    if columns is not None and rows is not None:
+        launch(down, len(columns), packed, u, v, table, columns, **DOWN, **settings)
+        for i in range(n_iter):
+            if i:
+                launch(down, len(columns), packed, u, v, table, columns, **DOWN, **settings)
+            launch(across, len(rows), packed, u, v, table, rows, **ACROSS, **settings)
+    launch(
+        finish, n, u, v, sigmas[0], lefts[0], rights[0], table, places, FLOAT32_MAX,
+        ALIGNED=aligned, ROUNDS=n_iter > 0, BLOCK=BLOCK, **settings,
+    )  # fmt: skip
     return sigmas, lefts, rights
 
 

@@ -22,7 +22,7 @@ import triton.language as tl
 from torch import Tensor
 
 from lipkernels.kernels.triton import planes
-from lipkernels.kernels.triton.elements import launch, on_device, part_of, saturated
+from lipkernels.kernels.triton.elements import launch, part_of, saturated
 from lipkernels.kernels.triton.group import Matrix, group
 from lipkernels.kernels.triton.planes import (
     SCALE,
@@ -132,27 +132,26 @@ def _project(grads: list[Tensor], weights: list[Tensor], scales: list[float], ou
     units = torch.empty(len(shapes.matrices), dtype=torch.float32, device=device)
     product = tiling(device)
     built = product.constants | product.options
-    with on_device(device):
-        tiles = shapes.tiles("maxima", maxima_blocks)
-        launch(
-            planes.magnitudes, len(tiles),
-            grads[0], tiles, places, entries, maxima,
-            WIDTH=3, ALIGNED=aligned, BLOCK=planes.BLOCK, num_warps=planes.WARPS,
-        )  # fmt: skip
-        tiles = shapes.tiles("G, X", _packed)
-        launch(
-            pack, len(tiles),
-            grads[0], weights[0], table, tiles, places, shapes.numbers(scales), maxima,
-            hi, lo, units, ALIGNED=aligned, B=B, LANES=LANES, num_warps=planes.WARPS,
-        )  # fmt: skip
-        tiles = shapes.tiles("lower blocks", lower_blocks)
-        launch(across, len(tiles), table, tiles, hi, lo, **built)
-        tiles = shapes.tiles("wide blocks", wide_blocks)
-        launch(
-            subtract, len(tiles),
-            grads[0], out[0], table, tiles, places, hi, lo, units, torch.finfo(out[0].dtype).max,
-            ALIGNED=aligned, **built,
-        )  # fmt: skip
+    tiles = shapes.tiles("maxima", maxima_blocks)
+    launch(
+        planes.magnitudes, len(tiles),
+        grads[0], tiles, places, entries, maxima,
+        WIDTH=3, ALIGNED=aligned, BLOCK=planes.BLOCK, num_warps=planes.WARPS,
+    )  # fmt: skip
+    tiles = shapes.tiles("G, X", _packed)
+    launch(
+        pack, len(tiles),
+        grads[0], weights[0], table, tiles, places, shapes.numbers(scales), maxima,
+        hi, lo, units, ALIGNED=aligned, B=B, LANES=LANES, num_warps=planes.WARPS,
+    )  # fmt: skip
+    tiles = shapes.tiles("lower blocks", lower_blocks)
+    launch(across, len(tiles), table, tiles, hi, lo, **built)
+    tiles = shapes.tiles("wide blocks", wide_blocks)
+    launch(
+        subtract, len(tiles),
+        grads[0], out[0], table, tiles, places, hi, lo, units, torch.finfo(out[0].dtype).max,
+        ALIGNED=aligned, **built,
+    )  # fmt: skip
 
 
 def project(

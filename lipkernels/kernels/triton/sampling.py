@@ -1,9 +1,7 @@
 """Space to depth and back as one permuted copy: each byte is read once and written once.
 
-Both maps permute the dimensions (n, c, i, a, j, d) of an image of blocks, pixel (a, d) of block
-(i, j); an image has strides for them in its wide form and in its deep one, whatever the layout and
-the order of the channels. `permutation` chooses the tiles. Without a scale only the width of an
-element matters, so any format is moved as integers.
+`permutation` chooses the tiles. Without a scale only the width of an element matters, so any format
+is moved as integers.
 """
 
 from __future__ import annotations
@@ -18,8 +16,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from lipkernels.kernels.blocks import Dim, empty_deep, empty_wide, to_depth, to_space
 from lipkernels.kernels.triton.offsets import is_long
-from lipkernels.kernels.triton.permutation import Q_DIMS, WIDEST, Dim, Tiling, tiling
+from lipkernels.kernels.triton.permutation import Q_DIMS, WIDEST, Tiling, tiling
 from lipkernels.kernels.triton.rounding import from_halves, halves, rounded
 
 NUM_WARPS = 4
@@ -220,23 +219,6 @@ def contiguous(x: Tensor) -> Tensor:
     return _copied(x, y, tuple(map(Dim, x.shape, x.stride(), y.stride())), 1.0)
 
 
-def block_dims(
-    wide: Tensor, deep: Tensor, ph: int, pw: int, mode: str, channels_last: bool
-) -> tuple[list[int], list[int], list[int]]:
-    """Of (n, c, i, a, j, d): the sizes, the strides in the wide image and in the deep one."""
-    order = (0, 3, 1, 2) if channels_last else (0, 1, 2, 3)
-    n, c, h, w = (wide.shape[d] for d in order)
-    sn, sc, sh, sw = (wide.stride(d) for d in order)
-    dn, dk, di, dj = (deep.stride(d) for d in order)
-    channel = (ph * pw, pw, 1) if mode == "CRD" else (1, pw * c, c)  # of c, a, d
-    dc, da, dd = (dk * step for step in channel)
-    return (
-        [n, c, h // ph, ph, w // pw, pw],
-        [sn, sc, ph * sh, sh, pw * sw, sw],
-        [dn, dc, di, da, dj, dd],
-    )
-
-
 def _moved(
     x: Tensor, y: Tensor, dims_of: Callable[[Tensor], tuple[Dim, ...]], scale: float
 ) -> Tensor:
@@ -261,33 +243,13 @@ def space_to_depth(
     x: Tensor, ph: int, pw: int, mode: str, channels_last: bool, scale: float
 ) -> Tensor:
     """As :func:`lipkernels.reference.sampling.space_to_depth`, times ``scale``."""
-    if channels_last:
-        n, h, w, c = x.shape
-        y = x.new_empty((n, h // ph, w // pw, c * ph * pw))
-    else:
-        n, c, h, w = x.shape
-        y = x.new_empty((n, c * ph * pw, h // ph, w // pw))
-
-    def dims_of(x: Tensor) -> tuple[Dim, ...]:
-        sizes, wide, deep = block_dims(x, y, ph, pw, mode, channels_last)
-        return tuple(map(Dim, sizes, wide, deep))
-
-    return _moved(x, y, dims_of, scale)
+    y = empty_deep(x, ph, pw, channels_last)
+    return _moved(x, y, lambda x: to_depth(x, y, ph, pw, mode, channels_last), scale)
 
 
 def depth_to_space(
     x: Tensor, ph: int, pw: int, mode: str, channels_last: bool, scale: float
 ) -> Tensor:
     """As :func:`lipkernels.reference.sampling.depth_to_space`, times ``scale``."""
-    if channels_last:
-        n, h, w, c = x.shape
-        y = x.new_empty((n, h * ph, w * pw, c // (ph * pw)))
-    else:
-        n, c, h, w = x.shape
-        y = x.new_empty((n, c // (ph * pw), h * ph, w * pw))
-
-    def dims_of(x: Tensor) -> tuple[Dim, ...]:
-        sizes, wide, deep = block_dims(y, x, ph, pw, mode, channels_last)
-        return tuple(map(Dim, sizes, deep, wide))
-
-    return _moved(x, y, dims_of, scale)
+    y = empty_wide(x, ph, pw, channels_last)
+    return _moved(x, y, lambda x: to_space(x, y, ph, pw, mode, channels_last), scale)

@@ -23,7 +23,6 @@ from lipkernels.kernels.triton.elements import (
     block_at,
     launch,
     narrowed,
-    on_device,
     part_of,
     saturated,
     sum_of,
@@ -239,16 +238,15 @@ def _forward_of_one_format(
     table, tiles = blocks_of(shapes)
     packed = packing.packed(weights, shapes, wide=True)
     vectors = norms.largest_singular_values(packed, shapes, skip, sigmas)
-    with on_device(shapes.device):
-        saved = _triplets(weights, shapes, packed, sigmas, vectors)
-        factors = worst
-        if dtype in HALF:
-            numbers = shapes.numbers(scales)
-            factors = _factors_of_half(shapes, packed, sigmas, numbers, worst, dtype)
-        launch(
-            apply, len(tiles), weights[0], results[0], table, tiles, places, factors, sigmas,
-            ALIGNED=aligned, BLOCK=WHOLE["BLOCK"], num_warps=WARPS,
-        )  # fmt: skip
+    saved = _triplets(weights, shapes, packed, sigmas, vectors)
+    factors = worst
+    if dtype in HALF:
+        numbers = shapes.numbers(scales)
+        factors = _factors_of_half(shapes, packed, sigmas, numbers, worst, dtype)
+    launch(
+        apply, len(tiles), weights[0], results[0], table, tiles, places, factors, sigmas,
+        ALIGNED=aligned, BLOCK=WHOLE["BLOCK"], num_warps=WARPS,
+    )  # fmt: skip
     return results, saved
 
 
@@ -299,18 +297,17 @@ def backward(
                 for j in range(-(-m.cols // BY_TILES["COLUMNS"]))
             ],
         )
-        with on_device(shapes.device):
-            places, aligned = shapes.places(chosen, lists[0])
-            launch(
-                partial_sums, len(tiles),
-                chosen[0], first[0], table, tiles, places, squares, products,
-                HAS_GRADS=True, WIDTH=2, ALIGNED=aligned, BLOCK=WHOLE["BLOCK"], num_warps=WARPS,
-            )  # fmt: skip
-            places, aligned = shapes.places(*lists)
-            launch(
-                differentiate, len(every),
-                *first, table, every, sides, places, numbers, products,
-                torch.finfo(chosen[0].dtype).max,
-                ALIGNED=aligned, **WHOLE, **BY_TILES, num_warps=WARPS,
-            )  # fmt: skip
+        places, aligned = shapes.places(chosen, lists[0])
+        launch(
+            partial_sums, len(tiles),
+            chosen[0], first[0], table, tiles, places, squares, products,
+            HAS_GRADS=True, WIDTH=2, ALIGNED=aligned, BLOCK=WHOLE["BLOCK"], num_warps=WARPS,
+        )  # fmt: skip
+        places, aligned = shapes.places(*lists)
+        launch(
+            differentiate, len(every),
+            *first, table, every, sides, places, numbers, products,
+            torch.finfo(chosen[0].dtype).max,
+            ALIGNED=aligned, **WHOLE, **BY_TILES, num_warps=WARPS,
+        )  # fmt: skip
     return results
