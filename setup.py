@@ -27,7 +27,7 @@ if platform.machine() in ("x86_64", "AMD64"):
         "-mavx512bw",
         "-mfma",
         "-mprefer-vector-width=512",
-    ]  #
+    ]
 NAMES = ("auto", "require", "skip")
 WISH = {name: os.environ.get(f"LIPKERNELS_{name.upper()}", "auto") for name in ("cpu", "cuda")}
 for name, wish in WISH.items():
@@ -47,9 +47,7 @@ class BuildLibraries(build_ext):
     """Each as one shared library, found by its name and not by Python's version."""
 
     def get_ext_filename(self, fullname):
-        *folders, name = fullname.split(".")
-        own = super().get_ext_filename(fullname)
-        return os.path.join(*folders, "_cuda.so") if name == "_cuda" else own
+        return os.path.join(*fullname.split(".")) + ".so"
 
     def run(self):
         self.target = pathlib.Path("" if self.inplace else self.build_lib, "lipkernels")

@@ -36,7 +36,7 @@ class Preset:
 
 
 FULL = Preset(
-    # What a held net's steps save is spent on more of them: about equal times.
+    # A part of what a held net's steps save is spent on more of them.
     epochs={"retract": 80, "reparametrize": 50},
     batch=256,
     shift=1,

@@ -30,7 +30,7 @@ INSTRUCTION_SETS = ("baseline", "avx2", "avx512")
 def _load() -> tuple[ctypes.CDLL | None, str]:
     """The library, and what it is; or None, and why."""
     package = pathlib.Path(__file__).parents[2]
-    files = sorted(package.glob("_cpu*.so")) + sorted(package.glob("_cpu*.dylib"))
+    files = list(package.glob("_cpu.so"))
     if not files:
         return None, "its library was not built (no C++ compiler at installation, or it failed)"
     try:
