@@ -1,4 +1,4 @@
-"""Elements that a kernel which moves them has to keep bit by bit, and how to compare them."""
+"""What kernels for GPUs are given to compute, and how the results are compared."""
 
 from __future__ import annotations
 
@@ -6,8 +6,11 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import tolerances
 import torch
 from torch import Tensor
+
+from lipkernels import functional as F
 
 _BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
@@ -47,3 +50,18 @@ def assert_moved(
     expected = op(bits(x), block, backend="reference", **others)
     assert got.dtype == x.dtype and got.is_contiguous()
     assert torch.equal(bits(got), expected)
+
+
+def assert_power_iteration(
+    got: Sequence[Sequence[Tensor]], weights: Sequence[Tensor], us: Sequence[Tensor], n_iter: int
+) -> None:
+    """sigma, u and v of each weight are those of the reference in float64."""
+    limit = tolerances.POWER_ITERATION[torch.float32]
+    wide = [w.double() for w in weights]
+    expected = F.power_iteration(wide, us, n_iter=n_iter, backend="reference")
+    for parts, references in zip(got, expected, strict=True):
+        for part, reference in zip(parts, references, strict=True):
+            assert part.dtype == torch.float32 and part.shape == reference.shape
+            torch.testing.assert_close(
+                part.double(), reference, rtol=limit, atol=limit * float(reference.abs().max())
+            )

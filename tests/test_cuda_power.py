@@ -5,10 +5,10 @@ import collections
 import cases
 import cuda_kernels
 import pytest
-import tolerances
 import torch
 from bad_weights import BAD_WEIGHTS, bad_weight
 from cases import by_dtype, weight_of_condition
+from kernel_data import assert_power_iteration
 
 from lipkernels import backends
 from lipkernels import functional as F
@@ -28,33 +28,11 @@ def clusters(monkeypatch):
     return pytest.skip("no clusters before compute capability 9.0")
 
 
-def assert_near(got, weights, us, n_iter):
-    limit = tolerances.POWER_ITERATION[torch.float32]
-    wide = [w.double() for w in weights]
-    expected = F.power_iteration(wide, us, n_iter=n_iter, backend="reference")
-    for parts, references in zip(got, expected, strict=True):
-        for part, reference in zip(parts, references, strict=True):
-            assert part.dtype == torch.float32 and part.shape == reference.shape
-            torch.testing.assert_close(
-                part.double(), reference, rtol=limit, atol=limit * float(reference.abs().max())
-            )
-
-
-@by_dtype(NARROW)
-@pytest.mark.parametrize("n_iter", [0, 1, 2, 5])
-def test_reference(dtype, n_iter):
-    weights = [weight_of_condition(shape, 3).to(dtype).to(DEVICE) for shape in SHAPES]
-    starts = [F.initial_vector(w).flip(-1) * (i + 1) for i, w in enumerate(weights)]
-    assert all(power.fits(w) for w in weights)
-    got = power.power_iteration(weights, starts, n_iter)
-    assert_near(got, weights, starts, n_iter)
-
-
 @pytest.mark.parametrize("condition", [1, 10, 100])
 def test_by_condition(condition):
     weights = [weight_of_condition(s, condition).float().to(DEVICE) for s in ((64, 65), (33, 12))]
     starts = [F.initial_vector(w) for w in weights]
-    assert_near(power.power_iteration(weights, starts, 3), weights, starts, 3)
+    assert_power_iteration(power.power_iteration(weights, starts, 3), weights, starts, 3)
 
 
 @by_dtype(NARROW)
@@ -69,7 +47,7 @@ def test_clusters(clusters, dtype, n_iter):
         chosen = [i for i, w in enumerate(weights) if power.fits(w)]
         some, us = [weights[i] for i in chosen], [starts[i] for i in chosen]
         used |= {power._cluster_of(w) for w in some}
-        assert_near(power.power_iteration(some, us, n_iter), some, us, n_iter)
+        assert_power_iteration(power.power_iteration(some, us, n_iter), some, us, n_iter)
     assert used == {1, 2, 4, 8}
 
 
@@ -78,7 +56,7 @@ def test_blocks_without_rows(clusters):
     w = weight_of_condition((17, 64), 3).float().to(DEVICE)  # blocks of 8 rows
     assert power._cluster_of(w) == 4
     start = F.initial_vector(w)
-    assert_near(power.power_iteration([w], [start], 2), [w], [start], 2)
+    assert_power_iteration(power.power_iteration([w], [start], 2), [w], [start], 2)
 
 
 @pytest.mark.parametrize("room", [0, 10_000])

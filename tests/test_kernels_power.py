@@ -1,14 +1,26 @@
-"""Power iteration by the kernels for GPUs: any magnitude, any start, and bits that lists keep."""
+"""Power iteration by kernels for GPUs: the reference, any magnitude and start; bits in lists."""
 
 import pytest
 import torch
 from cases import by_dtype, device_of, is_interpreted, on_gpu_backends, weight_of_condition
+from kernel_data import assert_power_iteration
 
 from lipkernels import functional as F
 
 on_kernels = on_gpu_backends("power_iteration")
 NARROW = (torch.float32, torch.bfloat16, torch.float16)
-SHAPES = [(70, 40), (20, 150), (2, 33, 20), (5, 7), (9, 2), (1, 30), (30, 1), (1, 1)]
+# One tile and several, of which one is full.
+SHAPES = [(70, 40), (20, 150), (2, 33, 20), (32, 128), (5, 7), (9, 2), (1, 30), (30, 1), (1, 1)]
+
+
+@on_kernels
+@by_dtype(NARROW)
+@pytest.mark.parametrize("n_iter", [0, 1, 2, 5])
+def test_reference(dtype, n_iter, backend):
+    weights = [weight_of_condition(s, 3).to(dtype).to(device_of(backend)) for s in SHAPES]
+    starts = [F.initial_vector(w).flip(-1) * (i + 1) for i, w in enumerate(weights)]
+    got = F.power_iteration(weights, starts, n_iter=n_iter, backend=backend)
+    assert_power_iteration(got, weights, starts, n_iter)
 
 
 @on_kernels
@@ -59,7 +71,7 @@ def test_zero_nan_and_infinity(shape, dtype, backend):
 @on_kernels
 @pytest.mark.parametrize("n_iter", [0, 3])
 def test_a_list_is_bitwise_its_members(n_iter, backend):
-    shapes = SHAPES[:5] if is_interpreted(backend) else SHAPES
+    shapes = SHAPES[:6] if is_interpreted(backend) else SHAPES
     weights = [torch.randn(shape, device=device_of(backend)) for shape in shapes]
     weights[0] = weights[0].mT.contiguous().mT
     storage = torch.randn(3 + 70 * 40, device=weights[0].device)

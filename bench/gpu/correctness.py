@@ -19,7 +19,7 @@ from typing import Any
 from bench.gpu.table import about, options, write_json
 
 ROOT = Path(__file__).parents[2]
-_MENTIONS = re.compile(r"\bgpu\b|on_backends|cuda_kernels")
+_MENTIONS = re.compile(r"\bgpu\b|on_(gpu_)?backends|cuda_kernels")
 _MOST_WORKERS = 6
 
 

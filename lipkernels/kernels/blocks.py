@@ -7,7 +7,7 @@ channels (see `lipkernels.reference.sampling`).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -20,6 +20,21 @@ class Dim:
     size: int
     x: int  # stride
     y: int
+
+
+def merged(dims: Iterable[Dim]) -> list[Dim]:
+    """In the order of y; neighbours that are one run on both sides become one dimension.
+
+    >>> merged([Dim(2, 12, 12), Dim(1, 7, 9), Dim(3, 4, 4), Dim(4, 1, 1)])
+    [Dim(size=24, x=1, y=1)]
+    """
+    out: list[Dim] = []
+    for d in sorted((d for d in dims if d.size > 1), key=lambda d: d.y):
+        if out and d.x == out[-1].x * out[-1].size and d.y == out[-1].y * out[-1].size:
+            last = out.pop()
+            d = Dim(last.size * d.size, last.x, last.y)
+        out.append(d)
+    return out or [Dim(1, 1, 1)]
 
 
 def empty_deep(x: Tensor, ph: int, pw: int, channels_last: bool) -> Tensor:

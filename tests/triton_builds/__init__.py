@@ -6,11 +6,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import triton
+
 # Of one program: what a multiprocessor lends it on sm_80, sm_90 and sm_100, less what is reserved.
 SHARED_MEMORY = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024}
 
 # Of a multiprocessor of any of them, which a thread is given so many of at a time.
 _REGISTERS, _GRANULE = 65536, 8
+# Of Triton: the budgets of registers are what its compiler needs, or a little more.
+_VERSION = "3.7."
 
 
 @dataclass(frozen=True)
@@ -40,10 +44,13 @@ class Build:
 
     @property
     def most_registers(self) -> int:
-        """``registers``, or more if as many programs still run on a multiprocessor at once.
+        """``registers``; with another compiler than the one that they were read from, a step more.
 
-        Each version of the compiler has its own number, and up to this step it costs nothing.
+        Each version has its own number. Up to this step as many programs run on a multiprocessor at
+        once, and it costs nothing.
         """
+        if triton.__version__.startswith(_VERSION):
+            return self.registers
         threads = self.num_warps * 32
         programs = _REGISTERS // (threads * (-(-self.registers // _GRANULE) * _GRANULE))
         return min(255, _REGISTERS // (threads * programs) // _GRANULE * _GRANULE)

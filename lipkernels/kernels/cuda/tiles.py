@@ -18,7 +18,7 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from lipkernels.kernels.blocks import Dim
+from lipkernels.kernels.blocks import Dim, merged
 
 RUN, TILE = 128, 8192
 DIMS = 6
@@ -42,17 +42,6 @@ class Tile:
     y_word: int
     direct: bool
     pad_shift: int
-
-
-def _merged(dims: Iterable[Dim]) -> list[Dim]:
-    """In the order of y; neighbours that are one run on both sides become one dimension."""
-    out: list[Dim] = []
-    for d in sorted((d for d in dims if d.size > 1), key=lambda d: d.y):
-        if out and d.x == out[-1].x * out[-1].size and d.y == out[-1].y * out[-1].size:
-            last = out.pop()
-            d = Dim(last.size * d.size, last.x, last.y)
-        out.append(d)
-    return out or [Dim(1, 1, 1)]
 
 
 def _grown(extents: list[int], sizes: Sequence[int], order: Iterable[int], wanted: int) -> None:
@@ -126,7 +115,7 @@ def tile(dims: Iterable[Dim], itemsize: int, x_aligned: int, y_aligned: int) -> 
     >>> tile([Dim(512, 1, 512), Dim(512, 512, 1)], 4, 16, 16).extents
     (64, 32)
     """
-    found = _merged(dims)
+    found = merged(dims)
     sizes = [d.size for d in found]
     # A stride of zero (expanded) is no run.
     by_x = sorted(range(len(found)), key=lambda k: (found[k].x == 0, found[k].x))

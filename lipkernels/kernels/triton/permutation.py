@@ -17,7 +17,7 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from lipkernels.kernels.blocks import Dim
+from lipkernels.kernels.blocks import Dim, merged
 
 # A tile of k is this wide at most, unless its side is flat.
 WIDEST = 64
@@ -43,17 +43,6 @@ class Tiling:
     @property
     def n_k(self) -> int:
         return math.prod(d.size for d in self.k)
-
-
-def _merged(dims: Iterable[Dim]) -> list[Dim]:
-    """Innermost of y first; neighbours that are one run on both sides become one dimension."""
-    out: list[Dim] = []
-    for d in sorted((d for d in dims if d.size > 1), key=lambda d: d.y):
-        if out and d.x == out[-1].x * out[-1].size and d.y == out[-1].y * out[-1].size:
-            last = out.pop()
-            d = Dim(last.size * d.size, last.x, last.y)
-        out.append(d)
-    return out or [Dim(1, 1, 1)]
 
 
 def _is_one_run(dims: list[Dim], side: str) -> bool:
@@ -98,17 +87,17 @@ def _flat_tiling(dims: list[Dim], x_inner: Dim, y_inner: Dim) -> Tiling | None:
 
 def tiling(dims: Iterable[Dim]) -> Tiling:
     """The tile axes of a copy of these dimensions (six at most); y is contiguous."""
-    merged = _merged(dims)
-    y_inner = merged[0]
-    x_inner = min((d for d in merged if d.x), key=lambda d: d.x, default=y_inner)
+    found = merged(dims)
+    y_inner = found[0]
+    x_inner = min((d for d in found if d.x), key=lambda d: d.x, default=y_inner)
     if x_inner == y_inner:
-        return Tiling(tuple(merged), (), False, True)
-    k, q = _split(merged, "x", y_inner)
+        return Tiling(tuple(found), (), False, True)
+    k, q = _split(found, "x", y_inner)
     while len(k) > 1 and math.prod(d.size for d in k[:-1]) >= _NARROWEST:
         q.append(k.pop())
     q.sort(key=lambda d: (d != y_inner, d.y))
     general = Tiling(tuple(q), tuple(k), False, False)
-    flat = _flat_tiling(merged, x_inner, y_inner)
+    flat = _flat_tiling(found, x_inner, y_inner)
     if flat is None:
         return general
     short = _run(flat.q, "y" if flat.flat_x else "x") < _LONG_RUN
