@@ -2,14 +2,16 @@
 // is symmetric.
 //
 // C = alpha A B + beta C, for A (M, K), B (K, N), C (M, N) with arbitrary strides. B is copied into
-// panels of NR columns; A is read where it lies, one scalar at a time, and broadcast. `lower` skips
-// the tiles that lie strictly above the diagonal: a symmetric result costs half (see `mirror`).
+// panels of NR columns; A is read where it lies (or there, if B = A^T), one scalar at a time, and
+// broadcast. `lower` skips the tiles that lie strictly above the diagonal: a symmetric result costs
+// half (see `mirror`).
 //
 // The threads of a team (see team.h) share the tiles. Who computes a tile is a matter of chance, what
 // is computed in it is not: results are bitwise the same for every team.
 #pragma once
 
 #include <cstdint>
+#include <type_traits>
 
 #include "team.h"
 
@@ -106,6 +108,86 @@ static inline void summed_tile(int64_t k, const TA* a, int64_t rs, int64_t cs, c
   }
 }
 
+#if defined(__AVX512F__)
+// A transposition of L rows of L lanes in log2(L) stages: at each, every two rows that are `size`
+// apart exchange blocks of `size` lanes. Where each lane comes from, in the first row or (L and more)
+// in the second one.
+template <class Index, int L>
+struct Exchanges {
+  static constexpr int STAGES = L == 16 ? 4 : 3;
+  alignas(VECTOR_BYTES) Index first[STAGES][L], second[STAGES][L];
+  constexpr Exchanges() : first(), second() {
+    for (int stage = 0; stage < STAGES; ++stage)
+      for (int x = 0, size = 1 << stage; x < L; ++x) {
+        first[stage][x] = x & size ? L + x - size : x;
+        second[stage][x] = x & size ? L + x : x + size;
+      }
+  }
+};
+
+// Lanes of a vector of TB, and the integers that choose among them.
+template <class TB>
+constexpr int LANES = VECTOR_BYTES / sizeof(TB);
+template <class TB>
+using LaneIndex = typename std::conditional<sizeof(TB) == 4, int32_t, int64_t>::type;
+
+template <class TB>
+constexpr Exchanges<LaneIndex<TB>, LANES<TB>> EXCHANGES{};
+
+// Row i of `to` is column i of LANES<TB> rows at `from`, the first `rows` of which there are (others
+// count as zero). `stride`, `ld`: from one row to the next.
+template <class T, class TB>
+static inline void transpose_block(const TB* from, int64_t stride, int64_t rows, T* to, int64_t ld) {
+  typedef typename Lanes<TB>::type V;
+  typedef typename Lanes<LaneIndex<TB>>::type Index;
+  typedef T Row __attribute__((vector_size(LANES<TB> * sizeof(T)), may_alias));
+  constexpr int L = LANES<TB>;
+  V row[L];
+#pragma GCC unroll 16
+  for (int i = 0; i < L; ++i)
+    row[i] = i < rows ? *(const typename Lanes<TB>::loose*)(from + i * stride) : V{};
+#pragma GCC unroll 4
+  for (int stage = 0; stage < EXCHANGES<TB>.STAGES; ++stage) {
+    const Index first = *(const Index*)EXCHANGES<TB>.first[stage];
+    const Index second = *(const Index*)EXCHANGES<TB>.second[stage];
+#pragma GCC unroll 16
+    for (int i = 0; i < L; ++i) {
+      if (i >> stage & 1) continue;
+      const V a = row[i], b = row[i + (1 << stage)];
+      row[i] = __builtin_shuffle(a, b, first);
+      row[i + (1 << stage)] = __builtin_shuffle(a, b, second);
+    }
+  }
+#pragma GCC unroll 16
+  for (int i = 0; i < L; ++i) *(Row*)(to + i * ld) = __builtin_convertvector(row[i], Row);
+}
+#endif
+
+// Square blocks in which a matrix and its transpose are read together.
+constexpr int64_t SQUARE = 32;
+
+// to[j * SQUARE + i] = from[i * ld + j], for a block of at most SQUARE rows and columns.
+template <class T>
+static inline void transpose_square(const T* from, int64_t ld, int64_t rows, int64_t cols, T* to) {
+#if defined(__AVX512F__)
+  constexpr int64_t L = LANES<T>;
+#else
+  constexpr int64_t L = 8;
+#endif
+  for (int64_t i0 = 0; i0 < rows; i0 += L)
+    for (int64_t j0 = 0; j0 < cols; j0 += L) {
+      const int64_t i1 = i0 + L < rows ? i0 + L : rows, j1 = j0 + L < cols ? j0 + L : cols;
+#if defined(__AVX512F__)
+      if (j0 + L <= cols) {
+        transpose_block<T, T>(from + i0 * ld + j0, ld, i1 - i0, to + j0 * SQUARE + i0, SQUARE);
+        continue;
+      }
+#endif
+      for (int64_t i = i0; i < i1; ++i)
+        for (int64_t j = j0; j < j1; ++j) to[j * SQUARE + i] = from[i * ld + j];
+    }
+}
+
 // Columns [j0, j0 + NR) of B, all k rows of them, one panel; what B does not have is zero.
 template <class T, class TB>
 static void pack_panel(View<const TB> b, int64_t k, int64_t n, int64_t j0, T* panel) {
@@ -122,8 +204,18 @@ static void pack_panel(View<const TB> b, int64_t k, int64_t n, int64_t j0, T* pa
     }
     return;
   }
+  int64_t done = 0;  // rows of the panel
+#if defined(__AVX512F__)
+  if (b.rs == 1) {
+    constexpr int L = LANES<TB>;
+    for (; done + L <= k; done += L)
+      for (int64_t j = 0; j < NR<T>; j += L)
+        transpose_block<T, TB>(b.data + (j0 + j) * b.cs + done, b.cs, width - j,
+                               panel + done * NR<T> + j, NR<T>);
+  }
+#endif
   constexpr int64_t BLOCK = 16;  // a transposition in pieces that stay in the first-level cache
-  for (int64_t p0 = 0; p0 < k; p0 += BLOCK) {
+  for (int64_t p0 = done; p0 < k; p0 += BLOCK) {
     const int64_t p1 = p0 + BLOCK < k ? p0 + BLOCK : k;
     for (int64_t j = 0; j < NR<T>; ++j) {
       if (j < width) {
@@ -146,7 +238,11 @@ void gemm(const Team& team, int64_t m, int64_t n, int64_t k, View<const TA> a, V
           View<TC> c, typename Summed<T, CHUNK>::type alpha, typename Summed<T, CHUNK>::type beta,
           bool lower, T* packed) {
   typedef typename Summed<T, CHUNK>::type Sum;
+  static_assert(NR<T> % MR == 0, "a strip of rows lies in one panel");
   const int64_t panels = round_up(n, NR<T>) / NR<T>, strips = round_up(m, MR) / MR;
+  // B = A^T: what is packed is A too, in T already and side by side.
+  const bool is_gram =
+      (const void*)a.data == (const void*)b.data && a.rs == b.cs && a.cs == b.rs && m == n;
   team.each(panels, k * NR<T>, [&](int64_t j) {
     pack_panel<T, TB>(b, k, n, j * NR<T>, packed + j * k * NR<T>);
   });
@@ -169,7 +265,10 @@ void gemm(const Team& team, int64_t m, int64_t n, int64_t k, View<const TA> a, V
           const int64_t i0 = s * MR, height = m - i0 < MR ? m - i0 : MR;
           if (lower && j0 > i0 + height - 1) continue;
           const T* panel = packed + (j * k + k0) * NR<T>;
-          if (height == MR) {
+          if (is_gram) {
+            const T* rows = packed + (i0 / NR<T> * k + k0) * NR<T> + i0 % NR<T>;
+            summed_tile<T, CHUNK, T>(depth, rows, 1, NR<T>, panel, out);
+          } else if (height == MR) {
             summed_tile<T, CHUNK, TA>(depth, a.data + i0 * a.rs + k0 * a.cs, a.rs, a.cs, panel, out);
           } else {  // the last rows: a tile of which some rows repeat the last one
             TA edge[MR * KC];
@@ -201,20 +300,46 @@ void gemm(const Team& team, int64_t m, int64_t n, int64_t k, View<const TA> a, V
   });
 }
 
-// Copies the lower triangle of C (n, n), whose rows are contiguous, over its upper one; `sign` -1 makes it skew.
+// A dot product of two rows in double, in lanes that the compiler can vectorize.
+template <class TA, class TB>
+inline double dot(const TA* a, const TB* b, int64_t n) {
+  constexpr int LANES_OF_SUM = 16;
+  double lanes[LANES_OF_SUM] = {}, sum = 0;
+  int64_t i = 0;
+  for (; i + LANES_OF_SUM <= n; i += LANES_OF_SUM)
+    for (int x = 0; x < LANES_OF_SUM; ++x) lanes[x] += double(a[i + x]) * double(b[i + x]);
+  for (; i < n; ++i) sum += double(a[i]) * double(b[i]);
+#pragma GCC unroll 4
+  for (int half = LANES_OF_SUM / 2; half > 0; half /= 2)
+    for (int x = 0; x < half; ++x) lanes[x] += lanes[x + half];
+  return sum + lanes[0];
+}
+
+// f(i, j0, j1, turned) for every row i of a matrix (n, n) with contiguous rows, in pieces [j0, j1) of
+// its columns: turned[j - j0] = X(j, i). `upper`: only the pieces that reach above the diagonal.
+template <class T, class F>
+void with_transpose(const Team& team, int64_t n, View<const T> x, bool upper, const F& f) {
+  const int64_t blocks = round_up(n, SQUARE) / SQUARE;
+  team.each(blocks, SQUARE * n, [&](int64_t block) {
+    alignas(64) T turned[SQUARE * SQUARE];
+    const int64_t i0 = block * SQUARE, i1 = i0 + SQUARE < n ? i0 + SQUARE : n;
+    for (int64_t j0 = upper ? i0 : 0; j0 < n; j0 += SQUARE) {
+      const int64_t j1 = j0 + SQUARE < n ? j0 + SQUARE : n;
+      transpose_square<T>(x.row(j0) + i0, x.rs, j1 - j0, i1 - i0, turned);
+      for (int64_t i = i0; i < i1; ++i) f(i, j0, j1, turned + (i - i0) * SQUARE);
+    }
+  });
+}
+
+// Copies the lower triangle of C (n, n), whose rows are contiguous, over its upper one; `sign` -1
+// makes it skew.
 template <class T>
 void mirror(const Team& team, int64_t n, View<T> c, T sign = T(1)) {
-  constexpr int64_t BLOCK = 32;
-  const int64_t blocks = round_up(n, BLOCK) / BLOCK;
-  team.each(blocks, BLOCK * n, [&](int64_t bi) {
-    for (int64_t bj = 0; bj <= bi; ++bj)
-      for (int64_t i = bi * BLOCK; i < n && i < (bi + 1) * BLOCK; ++i) {
-        const T* from = c.row(i);
-        T* to = c.data + i;
-        const int64_t ld = c.rs;
-        for (int64_t j = bj * BLOCK; j < i && j < (bj + 1) * BLOCK; ++j) to[j * ld] = sign * from[j];
-      }
-  });
+  const auto copy = [&](int64_t i, int64_t j0, int64_t j1, const T* turned) {
+    T* row = c.row(i);
+    for (int64_t j = j0 > i ? j0 : i + 1; j < j1; ++j) row[j] = sign * turned[j - j0];
+  };
+  with_transpose<T>(team, n, read_only(c), true, copy);
 }
 
 }  // namespace

@@ -81,18 +81,6 @@ inline double sum_over_rows(const Team& team, int64_t n, double* partial, F f) {
   return sum;
 }
 
-// A dot product of two rows in double, in lanes that the compiler can vectorize.
-template <class TA, class TB>
-inline double dot(const TA* a, const TB* b, int64_t n) {
-  double lanes[8] = {}, sum = 0;
-  int64_t i = 0;
-  for (; i + 8 <= n; i += 8)
-    for (int x = 0; x < 8; ++x) lanes[x] += double(a[i + x]) * double(b[i + x]);
-  for (; i < n; ++i) sum += double(a[i]) * double(b[i]);
-  for (int x = 0; x < 8; ++x) sum += lanes[x];
-  return sum;
-}
-
 // |C|_F^2 of a symmetric matrix of which the lower triangle is there.
 template <class T>
 inline double square_of_lower(const Team& team, int64_t m, View<T> c, double* partial) {
@@ -161,7 +149,7 @@ inline double finish(const Team& team, int64_t m, int64_t n, View<float> u, doub
   if (bound > 2 * MAX_SHRINK && bound < 1e-3 && !takes_step(m, n)) {
     // |E|_2^2 <= |E^2|_F: cheaper than the step if the matrix is wide.
     mirror(team, m, e);
-    gemm<double>(team, m, m, m, read_only(e), read_only(e), e2, 1.0, 0.0, true, packed);
+    gemm<double>(team, m, m, m, read_only(e), read_only(e).t(), e2, 1.0, 0.0, true, packed);
     const double square = square_of_lower(team, m, e2, partial);
     bound = std::sqrt(std::sqrt(square) * (1 + 1e-12)) + double(n + 2) * double(m) * 2.3e-16;
   }
@@ -231,7 +219,7 @@ inline void polar_forward(const Team& team, const Forward& job, Workspace space)
   const double delta = std::fmax(0.5 * (range.high - range.low) / middle, 1e-6);
   // A polynomial of G commutes with G: its error leaves the direction of U alone, and the step that
   // a square matrix takes anyway squares it. The others keep Q for backward, which no step improves.
-  const Series inverse_root = power_series(delta, -0.5, m == n ? LOOSE_SERIES : TIGHT_SERIES);
+  const Series inverse_root = inverse_root_series(delta, m == n ? LOOSE_SERIES : TIGHT_SERIES);
   if (inverse_root.degree < 0) return give_up(ILL_CONDITIONED);
   y.q = best_block(inverse_root.degree);
   if (y.q > 5) y.q = 5;
@@ -312,22 +300,15 @@ inline void lyapunov(const Team& team, int64_t m, View<const float> a, View<floa
         2 * sum_over_rows(team, m, partial, [&](int64_t i) { return dot(d.row(i), h.row(i), m); });
     if (!(along > 0)) break;
     const float length = float(rest / along);
-    constexpr int64_t BLOCK = 32;
-    team.each((m + BLOCK - 1) / BLOCK, BLOCK * m / 2, [&](int64_t block) {
-      const int64_t i0 = block * BLOCK, i1 = i0 + BLOCK < m ? i0 + BLOCK : m;
-      for (int64_t j0 = 0; j0 < m; j0 += BLOCK) {
-        const int64_t j1 = j0 + BLOCK < m ? j0 + BLOCK : m;
-        for (int64_t i = i0; i < i1; ++i) {
-          float *yi = y.row(i), *ci = c.row(i);
-          const float *di = d.row(i), *hi = h.row(i), *column = h.data + i;
-          const int64_t ld = h.rs;
-          for (int64_t j = j0; j < j1; ++j) {
-            yi[j] += length * di[j];
-            ci[j] -= length * (hi[j] - column[j * ld]);
-          }
-        }
+    const auto advance = [&](int64_t i, int64_t j0, int64_t j1, const float* turned) {
+      float *yi = y.row(i), *ci = c.row(i);
+      const float *di = d.row(i), *hi = h.row(i);
+      for (int64_t j = j0; j < j1; ++j) {
+        yi[j] += length * di[j];
+        ci[j] -= length * (hi[j] - turned[j - j0]);
       }
-    });
+    };
+    with_transpose<float>(team, m, read_only(h), false, advance);
     const double now = squared(c);
     const float turn = float(now / rest);
     rest = now;
@@ -348,12 +329,12 @@ struct Backward {
 
 // C = X - X^T
 inline void skew(const Team& team, int64_t m, View<const float> x, View<float> c) {
-  team.each(m, m / 8, [&](int64_t i) {
+  const auto subtract = [&](int64_t i, int64_t j0, int64_t j1, const float* turned) {
     float* ci = c.row(i);
-    const float *xi = x.row(i), *column = x.data + i;
-    const int64_t ld = x.rs;
-    for (int64_t j = 0; j < m; ++j) ci[j] = xi[j] - column[j * ld];
-  });
+    const float* xi = x.row(i);
+    for (int64_t j = j0; j < j1; ++j) ci[j] = xi[j] - turned[j - j0];
+  };
+  with_transpose<float>(team, m, x, false, subtract);
 }
 
 inline void polar_backward(const Team& team, const Backward& job, Workspace space) {

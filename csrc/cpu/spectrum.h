@@ -36,7 +36,7 @@ inline double tridiagonal_eigenvalue(const double* alpha, const double* beta, in
     low = std::fmin(low, alpha[i] - radius);
     high = std::fmax(high, alpha[i] + radius);
   }
-  for (int step = 0; step < 24; ++step) {
+  for (int step = 0; step < 12; ++step) {  // the discs are a few times as wide as the spectrum
     const double middle = 0.5 * (low + high);
     (count_below(alpha, beta, n, middle) > index ? high : low) = middle;
   }
@@ -60,27 +60,28 @@ inline Interval estimate_spectrum(const Team& team, int64_t n, View<const float>
   for (int64_t i = 0; i < n; ++i) v[i] = float(v[i] / std::sqrt(square));
   int steps = 0;
   for (double last = 0; steps < LANCZOS_STEPS && steps < n;) {
-    team.each(n, n / 4, [&](int64_t i) {
-      const float* row = g.data + i * g.rs;
-      float partial[16] = {};
-      int64_t j = 0;
-      for (; j + 16 <= n; j += 16)
-        for (int x = 0; x < 16; ++x) partial[x] += row[j + x] * v[j + x];
-      float sum = 0;
-      for (; j < n; ++j) sum += row[j] * v[j];
-      for (int x = 0; x < 16; ++x) sum += partial[x];
-      w[i] = sum - float(last) * previous[i];
+    // Columns, which are rows too, times numbers: no sum over the lanes of a vector.
+    constexpr int64_t BLOCK = 64;
+    team.each((n + BLOCK - 1) / BLOCK, BLOCK * n / 16, [&](int64_t block) {
+      const int64_t i0 = block * BLOCK, width = n - i0 < BLOCK ? n - i0 : BLOCK;
+      float sum[BLOCK];
+      for (int64_t i = 0; i < width; ++i) sum[i] = -float(last) * previous[i0 + i];
+      for (int64_t j = 0; j < n; ++j) {
+        const float x = v[j], *row = g.data + j * g.rs + i0;
+        if (width == BLOCK) {
+          for (int i = 0; i < BLOCK; ++i) sum[i] += x * row[i];
+        } else {
+          for (int64_t i = 0; i < width; ++i) sum[i] += x * row[i];
+        }
+      }
+      for (int64_t i = 0; i < width; ++i) w[i0 + i] = sum[i];
     });
-    double a = 0, rest = 0;
-    for (int64_t i = 0; i < n; ++i) a += double(v[i]) * w[i];
-    for (int64_t i = 0; i < n; ++i) {
-      const double x = w[i] - a * v[i];
-      rest += x * x;
-    }
-    const double norm = std::sqrt(rest);
+    const double a = dot(v, w, n);
+    for (int64_t i = 0; i < n; ++i) w[i] = float(w[i] - a * v[i]);
+    const double norm = std::sqrt(dot(w, w, n)), inverse = norm > 0 ? 1 / norm : 0.0;
     for (int64_t i = 0; i < n; ++i) {
       previous[i] = v[i];
-      v[i] = norm > 0 ? float((w[i] - a * v[i]) / norm) : 0.0f;
+      v[i] = float(w[i] * inverse);
     }
     alpha[steps] = a;
     beta[steps++] = last = norm;
@@ -104,22 +105,27 @@ struct Series {
   double c[MAX_DEGREE + 1];
 };
 
-// The polynomial of least degree that approximates (1 + delta y)^exponent on [-1, 1] to `tolerance`,
-// by Chebyshev interpolation. None where MAX_DEGREE is not enough.
-inline Series power_series(double delta, double exponent, double tolerance) {
-  constexpr int NODES = 40;
-  double chebyshev[NODES] = {};
-  for (int i = 0; i < NODES; ++i) {
-    const double x = std::cos(M_PI * (i + 0.5) / NODES);
-    const double value = std::pow(1 + delta * x, exponent);
-    double before = 1, now = x;  // T_0(x), T_1(x)
-    for (int j = 0; j < NODES; ++j) {
-      chebyshev[j] += (j ? 2.0 : 1.0) / NODES * value * before;
-      const double next = 2 * x * now - before;
-      before = now;
-      now = next;
+// Chebyshev's polynomials T_j at the nodes x_i of his interpolation.
+struct Nodes {
+  static constexpr int COUNT = 40;
+  double x[COUNT], t[COUNT][COUNT];  // t[j][i] = T_j(x_i)
+  Nodes() {
+    for (int i = 0; i < COUNT; ++i) {
+      x[i] = std::cos(M_PI * (i + 0.5) / COUNT);
+      for (int j = 0; j < COUNT; ++j)
+        t[j][i] = j == 0 ? 1.0 : j == 1 ? x[i] : 2 * x[i] * t[j - 1][i] - t[j - 2][i];
     }
   }
+};
+
+// The polynomial of least degree that approximates (1 + delta y)^(-1/2) on [-1, 1] to `tolerance`,
+// by Chebyshev interpolation. None where MAX_DEGREE is not enough.
+inline Series inverse_root_series(double delta, double tolerance) {
+  static const Nodes nodes;
+  constexpr int NODES = Nodes::COUNT;
+  double value[NODES], chebyshev[NODES];
+  for (int i = 0; i < NODES; ++i) value[i] = 1 / std::sqrt(1 + delta * nodes.x[i]);
+  for (int j = 0; j < NODES; ++j) chebyshev[j] = (j ? 2.0 : 1.0) / NODES * dot(nodes.t[j], value, NODES);
   double tail = 0;
   int degree = NODES - 1;
   while (degree > 0 && tail + std::fabs(chebyshev[degree]) <= tolerance)

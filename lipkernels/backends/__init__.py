@@ -132,7 +132,9 @@ def resolve(
     """The backend that runs ``op`` on ``device``, out of those that implement it."""
     wanted = _default if backend is None else _validated(backend)
     if wanted == "auto":
-        return next(n for n in _PREFERENCE if n in implemented and _runs_unnamed(n, device))
+        for name in _PREFERENCE:
+            if name in implemented and _runs_unnamed(name, device):
+                return name
     reason = _why_not(wanted, op, implemented, device)
     if reason is not None:
         raise BackendUnavailableError(f"backend {wanted!r} cannot run: {reason}")

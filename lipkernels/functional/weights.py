@@ -28,6 +28,7 @@ Weights = Tensor | Sequence[Tensor]
 Scales = float | Sequence[float]
 
 _FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+_LARGEST = {kind: torch.finfo(kind).max for kind in _FLOATS}
 
 
 def checked_weights(weight: Weights, check: bool) -> list[Tensor]:
@@ -46,7 +47,7 @@ def checked_weights(weight: Weights, check: bool) -> list[Tensor]:
             raise ValueError(
                 f"weight {i}: expected finite entries, got {n_bad} NaN or infinite of {w.numel()}"
             )
-    if len({w.device for w in weights}) > 1:
+    if len(weights) > 1 and len({w.device for w in weights}) > 1:
         raise ValueError(
             f"weights: expected one device, got {sorted({str(w.device) for w in weights})}"
         )
@@ -54,10 +55,10 @@ def checked_weights(weight: Weights, check: bool) -> list[Tensor]:
 
 
 def checked_scales(scale: Scales, n: int, dtype: torch.dtype) -> list[float]:
-    scales = [scale] * n if not isinstance(scale, Sequence) else list(scale)
+    scales = list(scale) if isinstance(scale, Sequence) else [scale] * n
     if len(scales) != n:
         raise ValueError(f"scale: expected one number or {n} of them, got {len(scales)}")
-    limit = torch.finfo(dtype).max
+    limit = _LARGEST[dtype]
     for s in scales:
         if isinstance(s, bool) or not isinstance(s, (int, float)):
             raise TypeError(f"scale: expected a number, or one for each weight, got {scale!r}")
@@ -107,6 +108,9 @@ def by_dtype(
     """
     if dtype is not None and dtype not in _FLOATS:
         raise TypeError(f"dtype: expected a floating-point dtype, got {dtype}")
+    if len(weights) == 1 and weights[0].numel() > 0:  # less Python for a layer by itself
+        kind = dtype or weights[0].dtype
+        return call([0], checked_scales(scale, 1, kind), kind)
     wanted = [dtype or w.dtype for w in weights]
     results = [
         w.to(kind, copy=True) if w.numel() == 0 else w

@@ -257,14 +257,18 @@ class _PolarFactor(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *grad_outputs: Any) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
-        grads, n = grad_outputs, len(grad_outputs)
+        grads, n = list(grad_outputs), len(grad_outputs)
         tensors = list(ctx.saved_tensors)
+        weights, results, saved = tensors[:n], tensors[n : 2 * n], tensors[2 * n :]
+        backward = _backward_in(ctx.precision, ctx.backend)
+        if all(grad is not None for grad in grads):
+            return None, None, None, None, *backward(grads, weights, results, saved, ctx.scales)
         used = [i for i, grad in enumerate(grads) if grad is not None]
-        gradients = _backward_in(ctx.precision, ctx.backend)(
-            [grad for grad in grads if grad is not None],
-            [tensors[i] for i in used],
-            [tensors[n + i] for i in used],
-            [t for i in used for t in _saved_of(tensors[2 * n :], i)],
+        gradients = backward(
+            [grads[i] for i in used],
+            [weights[i] for i in used],
+            [results[i] for i in used],
+            [t for i in used for t in _saved_of(saved, i)],
             [ctx.scales[i] for i in used],
         )
         found = dict(zip(used, gradients, strict=True))

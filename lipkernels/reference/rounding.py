@@ -13,6 +13,8 @@ attempt still exceed it, the worst case is paid in full.
 
 from __future__ import annotations
 
+import functools
+
 import torch
 from torch import Tensor
 
@@ -31,23 +33,28 @@ def _norm(x: Tensor) -> Tensor:
     return largest.sqrt() * (1 + 1e-10) + torch.where(finite, 0.0, torch.nan)
 
 
-def _subnormal_rounding(x: Tensor, dtype: torch.dtype) -> float:
-    """Bound of |rounding|_F where entries fall below the normal range and rounding is absolute."""
+def _subnormal_rounding(n: int, dtype: torch.dtype) -> float:
+    """Bound of |rounding|_F of n entries below the normal range, where rounding is absolute."""
     info = torch.finfo(dtype)
-    return info.smallest_normal * info.eps * (x.shape[-2] * x.shape[-1]) ** 0.5
+    return info.smallest_normal * info.eps * n**0.5
+
+
+@functools.lru_cache(maxsize=4096)
+def _worst_case(rows: int, cols: int, kind: torch.dtype, scale: float, dtype: torch.dtype) -> float:
+    # One more eps: the scale is rounded too. At least four: what the op itself rounds at any size.
+    # float64 results come from float64 iterations, good to about 1e-15 m.
+    # A float64 result of a float32 matrix has that one's roundings.
+    eps = max(torch.finfo(dtype).eps, torch.finfo(kind).eps)
+    relative = eps * (1 + max(4.0, min(rows, cols) ** 0.5))
+    if kind == torch.float64:
+        relative += 2.0**-44
+    return max(0.0, 1.0 - relative - _subnormal_rounding(rows * cols, dtype) / scale)
 
 
 def worst_case_factor(x: Tensor, scale: float, dtype: torch.dtype) -> float:
     """f with |round(f scale x)|_2 <= scale for every x of norm one."""
-    # One more eps: the scale is rounded too. At least four: what the op itself rounds at any size.
-    # float64 results come from float64 iterations, good to about 1e-15 m.
-    m = min(x.shape[-2:])
-    # A float64 result of a float32 matrix has that one's roundings.
-    eps = max(torch.finfo(dtype).eps, torch.finfo(x.dtype).eps)
-    relative = eps * (1 + max(4.0, m**0.5))
-    if x.dtype == torch.float64:
-        relative += 2.0**-44
-    return max(0.0, 1.0 - relative - _subnormal_rounding(x, dtype) / scale)
+    rows, cols = x.shape[-2:]
+    return _worst_case(int(rows), int(cols), x.dtype, scale, dtype)
 
 
 def scale_and_round(x: Tensor, scale: float, dtype: torch.dtype) -> Tensor:
@@ -78,5 +85,6 @@ def scale_and_round_frobenius(x: Tensor, scale: float, dtype: torch.dtype) -> Te
     """
     relative = 2.0**-44 if dtype == torch.float64 else 4 * torch.finfo(torch.float32).eps
     relative += torch.finfo(dtype).eps * 0.51
-    factor = max(0.0, 1.0 - relative - _subnormal_rounding(x, dtype) / scale)
+    subnormal = _subnormal_rounding(x.shape[-2] * x.shape[-1], dtype)
+    factor = max(0.0, 1.0 - relative - subnormal / scale)
     return (x * (scale * factor)).to(dtype)

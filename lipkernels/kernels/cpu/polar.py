@@ -44,7 +44,7 @@ def _constrained(
         *batch, rows, cols = w.shape
         m, n = min(rows, cols), math.prod(batch)
         new = w.new_empty
-        tensors = (new(w.shape), new((*batch, m, m)), new((*batch, m)), new((*batch, 2)))
+        tensors = (torch.empty_like(w), new((*batch, m, m)), new((*batch, m)), new((*batch, 2)))
         results.append(tensors[0])
         saved += tensors[1:]
         if batch:
@@ -188,14 +188,8 @@ def backward(
         *batch, rows, cols = weight.shape
         n = math.prod(batch)
         grad = grad.float().resolve_neg()
-        tensors = (
-            grad if grad.is_contiguous() else grad.contiguous(),
-            result,
-            factor,
-            spectrum,
-            scalars,
-            factor.new_empty(weight.shape),
-        )
+        grad = grad if grad.is_contiguous() else grad.contiguous()
+        tensors = (grad, result, factor, spectrum, scalars, torch.empty_like(grad))
         keep += tensors
         out.append(tensors[-1])
         if batch:
