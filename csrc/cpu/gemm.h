@@ -228,17 +228,22 @@ static void pack_panel(View<const TB> b, int64_t k, int64_t n, int64_t j0, T* pa
   }
 }
 
+// Multiplications of a product that pay for a second thread.
+constexpr double MIN_WORK_SHARED = 4e6;
+
 template <class T>
 inline int64_t packed_size(int64_t k, int64_t n) { return k * round_up(n, NR<T>); }
 
 // C = alpha A B + beta C. `packed` has packed_size<T>(K, N) elements, aligned to VECTOR_BYTES.
 // C may be B (which is packed whole before anything is written), but not A. CHUNK: see `Summed`.
 template <class T, int CHUNK = 0, class TA, class TB, class TC>
-void gemm(const Team& team, int64_t m, int64_t n, int64_t k, View<const TA> a, View<const TB> b,
+void gemm(const Team& everyone, int64_t m, int64_t n, int64_t k, View<const TA> a, View<const TB> b,
           View<TC> c, typename Summed<T, CHUNK>::type alpha, typename Summed<T, CHUNK>::type beta,
           bool lower, T* packed) {
   typedef typename Summed<T, CHUNK>::type Sum;
   static_assert(NR<T> % MR == 0, "a strip of rows lies in one panel");
+  // Where this is little work, the others would wait longer for the factors than it takes.
+  const Team alone, &team = double(m) * n * k < MIN_WORK_SHARED ? alone : everyone;
   const int64_t panels = round_up(n, NR<T>) / NR<T>, strips = round_up(m, MR) / MR;
   // B = A^T: what is packed is A too, in T already and side by side.
   const bool is_gram =

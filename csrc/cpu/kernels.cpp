@@ -10,8 +10,9 @@ namespace {
 
 using namespace lipkernels;
 
-// Below this many multiplications a second thread costs more than it gives.
-constexpr double MIN_WORK_PER_TEAM = 1e6;
+// Below this many multiplications in all, and in one matrix, a second thread costs more than it
+// gives: it has to wake up, and what one core wrote the other reads slowly.
+constexpr double MIN_WORK_PER_TEAM = 1e6, MIN_WORK_TOGETHER = 4e6;
 constexpr double MIN_ELEMENTS_PER_TEAM = 1e5;
 
 // Runs job(team, i, workspace) for every i: small matrices one for each thread, large ones by all
@@ -23,7 +24,7 @@ bool for_each(int64_t n, int threads, Size size_of, Job job) {
   int64_t alone = 0, together = 0;
   const auto is_small = [&](int64_t i) {
     const auto [m, k] = size_of(i);
-    return double(m) * m * k < MIN_WORK_PER_TEAM;
+    return double(m) * m * k < MIN_WORK_TOGETHER;
   };
   for (int64_t i = 0; i < n; ++i) {
     const auto [m, k] = size_of(i);
@@ -32,7 +33,7 @@ bool for_each(int64_t n, int threads, Size size_of, Job job) {
     const int64_t bytes = workspace_size(m, k);
     most = bytes > most ? bytes : most;
   }
-  if (work < MIN_WORK_PER_TEAM) threads = 1;
+  if (work < MIN_WORK_PER_TEAM || (n == 1 && is_small(0))) threads = 1;
   alone = round_up(alone, 4096);
   Scratch scratch(alone * threads > together ? alone * threads : together);
   if (!scratch.data()) return false;

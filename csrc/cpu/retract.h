@@ -181,11 +181,12 @@ inline void polar_project(const Team& team, const Project& job, Workspace space)
   float* packed = space.take<float>(tall > wide ? tall : wide);
   const float inverse = float(1 / job.scale);  // once in each product: its square may overflow
   gemm<float>(team, m, m, n, read_only(g), w.t(), t, -0.5f * inverse, 0.0f, false, packed);
-  team.each(m, m / 8, [&](int64_t i) {
+  const auto add = [&](int64_t i, int64_t j0, int64_t j1, const float* turned) {
     float* to = symmetric.row(i);
-    const float *from = t.row(i), *column = t.data + i;
-    for (int64_t j = 0; j < m; ++j) to[j] = from[j] + column[j * ld];
-  });
+    const float* from = t.row(i);
+    for (int64_t j = j0; j < j1; ++j) to[j] = from[j] + turned[j - j0];
+  };
+  with_transpose<float>(team, m, read_only(t), false, add);
   gemm<float>(team, m, n, m, read_only(symmetric), w, g, inverse, 1.0f, false, packed);
 }
 

@@ -109,18 +109,20 @@ def _finish_the_others(
         ]
         for code in sorted({*codes} - {_DONE}):  # one batched decomposition for each
             chosen = [j for j, other in enumerate(codes) if other == code]
-            index = slice(None) if len(chosen) == n else chosen
-            x = w.reshape(n, rows, cols)[index]
+            x, whole = w.reshape(n, rows, cols), len(chosen) == n
+            into = to if whole else [t.new_empty((len(chosen), *t.shape[1:])) for t in to]
             if code == _EXTREME:
-                found = _rescaled(x, *numbers[i])
+                _rescaled(x if whole else x[chosen], *numbers[i], into)
             else:
-                found = _decomposed(x, code == _VERY_ILL_CONDITIONED, *numbers[i])
-            for tensor, part in zip(to, found, strict=True):
-                tensor[index] = part
+                in_float64 = code == _VERY_ILL_CONDITIONED
+                _decomposed(x if whole else x[chosen], in_float64, *numbers[i], into)
+            if not whole:
+                for tensor, part in zip(to, into, strict=True):
+                    tensor[chosen] = part
 
 
-def _rescaled(x: Tensor, scale: float, margin: float) -> tuple[Tensor, ...]:
-    """Result and saved tensors of matrices (n, rows, cols) that are zero, not finite or extreme."""
+def _rescaled(x: Tensor, scale: float, margin: float, into: list[Tensor]) -> None:
+    """``into``: as :func:`_decomposed`, of matrices that are zero, not finite or extreme."""
     unit, power = to_unit_magnitude(x)
     largest = unit.abs().amax(dim=(-2, -1))
     if bool(((largest >= 1) & torch.isfinite(largest)).all()):
@@ -129,7 +131,8 @@ def _rescaled(x: Tensor, scale: float, margin: float) -> tuple[Tensor, ...]:
         u, factor, spectrum, _ = reference.polar_factor(x)
         result, scalars = u * (scale * margin), x.new_full((len(x), 2), scale * margin)
     scalars[:, 0] = power[:, 0, 0]
-    return result, factor, spectrum, scalars
+    for tensor, part in zip(into, (result, factor, spectrum, scalars), strict=True):
+        tensor.copy_(part)
 
 
 def _eigenvectors(gram: Tensor, in_float64: bool) -> tuple[Tensor, Tensor]:
@@ -143,8 +146,11 @@ def _eigenvectors(gram: Tensor, in_float64: bool) -> tuple[Tensor, Tensor]:
     return vectors, reference.floored_root(eigenvalues)
 
 
-def _decomposed(x: Tensor, in_float64: bool, scale: float, margin: float) -> tuple[Tensor, ...]:
-    """Result and saved tensors of ill-conditioned matrices (n, rows, cols)."""
+def _decomposed(
+    x: Tensor, in_float64: bool, scale: float, margin: float, into: list[Tensor]
+) -> None:
+    """``into``: result and saved tensors of ill-conditioned matrices (n, rows, cols)."""
+    result, factor, spectrum, scalars = into
     n, rows, cols = x.shape
     m = min(rows, cols)
     gram = x.new_zeros((n, m, m), dtype=torch.float64)
@@ -153,7 +159,6 @@ def _decomposed(x: Tensor, in_float64: bool, scale: float, margin: float) -> tup
             library().lk_polar_gram(one.data_ptr(), rows, cols, its_gram.data_ptr(), n_threads())
         )
     vectors, p = _eigenvectors(gram, in_float64)
-    result, scalars = torch.empty_like(x), x.new_empty(n, 2)
     numbers = array.array("d", (scale, margin))
     for one, v, its_p, out, its_scalars in zip(x, vectors, p, result, scalars, strict=True):
         addresses = (one.data_ptr(), v.data_ptr(), its_p.data_ptr(), *v.stride())
@@ -163,7 +168,8 @@ def _decomposed(x: Tensor, in_float64: bool, scale: float, margin: float) -> tup
                 table.buffer_info()[0], numbers.buffer_info()[0], n_threads()
             )
         )
-    return result, vectors.float(), p.float(), scalars
+    factor.copy_(vectors)
+    spectrum.copy_(p)
 
 
 def backward(
