@@ -147,10 +147,13 @@ DEFAULT_MAXITER_BJORCK = 15
 
 def forward_dtype(weight: Tensor) -> torch.dtype:
     """The format that a product with ``weight`` is computed in: autocast's, or its own."""
-    kind = weight.device.type
-    if weight.dtype == torch.float64 or not torch.amp.is_autocast_available(kind):
-        return weight.dtype
-    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else weight.dtype
+    kind, dtype = weight.device.type, weight.dtype
+    if dtype == torch.float64:
+        return dtype
+    # Looking it up costs more than the rest, and these two have it.
+    if kind not in ("cpu", "cuda") and not torch.amp.is_autocast_available(kind):
+        return dtype
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else dtype
 
 
 def checked_constant(k: float) -> float:
