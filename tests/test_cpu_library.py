@@ -341,10 +341,13 @@ def test_fingerprints_see_every_bit():
 
 def test_thread_counts_give_the_same_bits():
     weights = MIXED[:-1]  # the last goes through torch's eigendecomposition and products
-    expected = everything(weights)
-    for n in (2, 3, 8):
-        with threads(n):
-            assert_same_bits(everything(weights), expected)
+    # One that all threads take together, and the others one for each; or each its own.
+    for group in ([*weights, near_orthogonal(300, 700, seed=3)], weights):
+        with threads(1):
+            expected = everything(group)
+        for n in (2, 3, 8):
+            with threads(n):
+                assert_same_bits(everything(group), expected)
 
 
 def test_long_thin_weights_keep_to_their_share_of_the_scratch_space():

@@ -1,6 +1,10 @@
 // The library's functions for one instruction set. This file is compiled once for each, with
 // LK_NAME(x) their names; all that it includes has internal linkage, so that the linker cannot put
 // one set's code in another one's place. library.cpp chooses among them.
+#include <algorithm>
+#include <memory>
+#include <new>
+
 #include "polar.h"
 #include "retract.h"
 #include "scratch.h"
@@ -14,34 +18,62 @@ using namespace lipkernels;
 // gives: it has to wake up, and what one core wrote the other reads slowly.
 constexpr double MIN_WORK_PER_TEAM = 1e6, MIN_WORK_TOGETHER = 4e6;
 constexpr double MIN_ELEMENTS_PER_TEAM = 1e5;
+// How well threads work together on one matrix, compared to each on its own.
+constexpr double EFFICIENCY = 0.7;
+// Scratch space for matrices of which each thread has its own, in bytes.
+constexpr int64_t MOST_ALONE = int64_t(128) << 20;
 
-// Runs job(team, i, workspace) for every i: small matrices one for each thread, large ones by all
-// threads together. False if there is no memory.
+struct Sized {
+  int64_t index, bytes;
+  double work;
+};
+
+// How many of the matrices, which are sorted by their work, the threads shall take together: the
+// others are left to one thread each.
+int64_t together_of(int64_t n, const Sized* sorted, double work, int threads) {
+  if (threads == 1) return 0;
+  int64_t best = 0;
+  double shared = 0, least = INFINITY;
+  for (int64_t t = 0;; ++t) {
+    const bool is_last = t == n;
+    const bool fits = is_last || sorted[t].bytes * threads <= MOST_ALONE;
+    const double largest = is_last ? 0.0 : sorted[t].work, rest = (work - shared) / threads;
+    const double time = shared / (EFFICIENCY * threads) + (largest > rest ? largest : rest);
+    if (fits && time < least) best = t, least = time;
+    if (is_last || largest < MIN_WORK_TOGETHER) return best;
+    shared += largest;
+  }
+}
+
+// Runs job(team, i, workspace) for every i: some matrices by all threads together, one after the
+// other, then the others one for each thread. False if there is no memory.
 template <class Size, class Job>
 bool for_each(int64_t n, int threads, Size size_of, Job job) {
   if (n == 0) return true;
+  const std::unique_ptr<Sized[]> sorted(new (std::nothrow) Sized[n]);
+  if (!sorted) return false;
   double work = 0;
-  int64_t alone = 0, together = 0;
-  const auto is_small = [&](int64_t i) {
-    const auto [m, k] = size_of(i);
-    return double(m) * m * k < MIN_WORK_TOGETHER;
-  };
   for (int64_t i = 0; i < n; ++i) {
     const auto [m, k] = size_of(i);
-    work += double(m) * m * k;
-    int64_t& most = is_small(i) ? alone : together;
-    const int64_t bytes = workspace_size(m, k);
-    most = bytes > most ? bytes : most;
+    sorted[i] = {i, round_up(workspace_size(m, k), 4096), double(m) * m * k};
+    work += sorted[i].work;
   }
-  if (work < MIN_WORK_PER_TEAM || (n == 1 && is_small(0))) threads = 1;
-  alone = round_up(alone, 4096);
+  std::stable_sort(sorted.get(), sorted.get() + n,
+                   [](const Sized& a, const Sized& b) { return a.work > b.work; });
+  if (work < MIN_WORK_PER_TEAM) threads = 1;
+  const int64_t shared = together_of(n, sorted.get(), work, threads);
+  if (shared == 0 && threads > n) threads = int(n);
+  int64_t alone = 0, together = 0;
+  for (int64_t i = 0; i < n; ++i) {
+    int64_t& most = i < shared ? together : alone;
+    most = sorted[i].bytes > most ? sorted[i].bytes : most;
+  }
   Scratch scratch(alone * threads > together ? alone * threads : together);
   if (!scratch.data()) return false;
   Team::start(threads, [&](const Team& team) {
-    for (int64_t i = 0; i < n; ++i)
-      if (!is_small(i)) job(team, i, Workspace{scratch.data()});
-    team.run(n, [&](int64_t i, int rank) {
-      if (is_small(i)) job(Team(), i, Workspace{scratch.data() + alone * rank});
+    for (int64_t i = 0; i < shared; ++i) job(team, sorted[i].index, Workspace{scratch.data()});
+    team.run(n - shared, [&](int64_t i, int rank) {
+      job(Team(), sorted[shared + i].index, Workspace{scratch.data() + alone * rank});
     });
   });
   return true;
