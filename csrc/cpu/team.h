@@ -29,6 +29,7 @@ inline void pause() {
 class Team {
  public:
   Team() = default;  // of one
+  bool is_one() const { return !board_; }
 
   // Calls f(piece, rank) for every piece in [0, n); rank tells the threads apart.
   template <class F>
