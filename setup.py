@@ -107,13 +107,13 @@ class Wheel(bdist_wheel):
         return "py3", "none", machine
 
 
-headers = [
-    f"csrc/cpu/{name}.h"
-    for name in ("gemm", "polar", "retract", "scratch", "sorting", "spectrum", "team")
-]
+def files(pattern):
+    return sorted(map(str, pathlib.Path("csrc").glob(pattern)))
+
+
 LIBRARIES = {
-    "cpu": (["csrc/cpu/kernels.cpp", "csrc/cpu/library.cpp"], headers),
-    "cuda": (sorted(map(str, pathlib.Path("csrc/cuda").glob("*.cu"))), ["csrc/cuda/build.py"]),
+    "cpu": (files("cpu/*.cpp"), files("cpu/*.h")),
+    "cuda": (files("cuda/*.cu"), ["csrc/cuda/build.py"]),
 }
 setup(
     ext_modules=[
