@@ -53,7 +53,8 @@ def _title(figure: Figure, title: str, subtitle: str) -> None:
     height = figure.get_size_inches()[1]
     figure.text(0.03, 1 - 0.38 / height, title, fontsize=17, fontweight="bold", color=INK,
                 va="center")  # fmt: skip
-    figure.text(0.03, 1 - 0.74 / height, subtitle, fontsize=11.5, color=GREY, va="center")
+    size = min(11.5, 1430 / len(subtitle))  # the names of some devices are long
+    figure.text(0.03, 1 - 0.74 / height, subtitle, fontsize=size, color=GREY, va="center")
 
 
 def _where(result: dict[str, Any]) -> str:
