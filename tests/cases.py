@@ -76,7 +76,7 @@ SORTING = {
     "last": ((2, 3, 10), 5, -1),
     "first": ((12, 3), 4, 0),
     "vector": ((6,), 2, 0),
-    "wide_groups": ((2, 300), 300, 1),
+    "wide_groups": ((1, 600), 300, 1),
     "no_samples": ((0, 6), 2, 1),
     "no_channels": ((3, 0), 2, 1),
 }

@@ -1,6 +1,7 @@
 // The library's functions for one instruction set. This file is compiled once for each, with
-// LK_NAME(x) their names; all that it includes has internal linkage, so that the linker cannot put
-// one set's code in another one's place. library.cpp chooses among them.
+// LK_NAME(x) their names; all that it includes has internal linkage (templates of the standard
+// library too, which are used on types from here alone), so that the linker cannot put one set's
+// code in another one's place. library.cpp chooses among them.
 #include <algorithm>
 #include <memory>
 #include <new>
