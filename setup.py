@@ -10,6 +10,7 @@ import importlib.util
 import os
 import pathlib
 import platform
+from distutils import log
 
 from setuptools import Extension, setup
 from setuptools.command.bdist_wheel import bdist_wheel
@@ -28,6 +29,8 @@ if platform.machine() in ("x86_64", "AMD64"):
         "-mfma",
         "-mprefer-vector-width=512",
     ]
+# Not every compiler knows it, and only Linux hands it out. (GCC warns of its own headers.)
+AMX = ["-mamx-tile", "-mamx-bf16", "-mavx512bf16", "-Wno-uninitialized", "-Wno-maybe-uninitialized"]
 NAMES = ("auto", "require", "skip")
 WISH = {name: os.environ.get(f"LIPKERNELS_{name.upper()}", "auto") for name in ("cpu", "cuda")}
 for name, wish in WISH.items():
@@ -89,9 +92,16 @@ class BuildLibraries(build_ext):
             )
 
         kernels, library = ext.sources
-        objects = compiled(library, "library", ["-fvisibility=default"])
+        objects, about = [], ["-fvisibility=default"]
         for set_name, flags in INSTRUCTION_SETS.items():
             objects += compiled(kernels, set_name, flags)
+        if platform.system() == "Linux" and "avx512" in INSTRUCTION_SETS:
+            try:
+                objects += compiled(kernels, "amx", INSTRUCTION_SETS["avx512"] + AMX)
+                about.append("-DLK_HAS_AMX")
+            except CompileError:
+                self.announce("lipkernels goes without AMX: the compiler lacks it", level=log.WARN)
+        objects += compiled(library, "library", about)
         path = self.get_ext_fullpath(ext.name)
         os.makedirs(os.path.dirname(path), exist_ok=True)
         self.compiler.link_shared_object(

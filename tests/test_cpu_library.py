@@ -25,7 +25,7 @@ from lipkernels.kernels.eager import is_plain_eager
 
 pytestmark = pytest.mark.skipif(not cpu.is_built(), reason="no C++ library here")
 
-SHAPES = [(1, 1), (1, 7), (9, 1), (2, 2), (64, 64), (200, 300), (300, 200), (513, 17)]
+SHAPES = [(1, 1), (1, 7), (9, 1), (2, 2), (64, 64), (200, 300), (300, 200), (230, 600), (513, 17)]
 CONDITIONS = (1, 1.5, 3, 3.9, 4.2, 9, 30, 1e3, 1e6)
 F32 = torch.float32
 
@@ -182,24 +182,33 @@ def test_the_norm_never_exceeds_the_scale(name):
             assert_within(F.retract(matrix, scale, backend="cpu"), scale)
 
 
-def test_the_defect_decides_between_a_step_and_a_division():
+@pytest.mark.parametrize("wide", [(24, 60), (128, 300)], ids=str)
+@pytest.mark.parametrize("kind", ["noise", "one_direction"])
+def test_the_defect_decides_between_a_step_and_a_division(wide, kind):
     # From exactly orthogonal to a defect of 0.4: finish() pays each, and gives away 4e-6 at most.
-    base = oracle(torch.randn(24, 60, generator=generator(), dtype=torch.float64))
-    noise = torch.randn(24, 60, generator=generator(1), dtype=torch.float64)
-    for size in (0.0, 1e-8, 1e-7, 3e-7, 1e-6, 1e-5, 1e-4, 1e-3, 1e-2):
-        for w in ((base + size * noise).float(), (base + size * noise).float()[:, :30]):
+    m, n = wide
+    base = oracle(torch.randn(wide, generator=generator(), dtype=torch.float64))
+    noise = torch.randn(wide, generator=generator(1), dtype=torch.float64)
+    if kind == "one_direction":
+        noise = noise[:, :1] @ base[:1] * 3
+    for size in (0.0, 1e-8, 3e-8, 1e-7, 3e-7, 1e-6, 1e-5, 1e-4, 1e-3, 1e-2):
+        for w in ((base + size * noise).float(), (base + size * noise).float()[:, : n // 2]):
             # With V = I and p = 1 the product leaves W as it is, and the last step is all there is.
             w, u, scalars = w.contiguous(), torch.empty(w.shape), torch.zeros(2)
-            vectors, p = torch.eye(24, dtype=torch.float64), torch.ones(24, dtype=torch.float64)
+            factor, spectrum = torch.empty(m, m), torch.empty(m)
+            vectors, p = torch.eye(m, dtype=torch.float64), torch.ones(m, dtype=torch.float64)
             inputs = (w.data_ptr(), vectors.data_ptr(), p.data_ptr(), *vectors.stride())
-            table = array.array("q", (*inputs, u.data_ptr(), scalars.data_ptr(), *w.shape))
+            outputs = [t.data_ptr() for t in (u, factor, spectrum, scalars)]
+            table = array.array("q", (*inputs, *outputs, *w.shape))
             numbers = array.array("d", (1.0, 1 - 1e-6))
             code = cpu.library().lk_polar_from_eigenvectors(
                 table.buffer_info()[0], numbers.buffer_info()[0], 1
             )
             assert code == 0
+            assert torch.equal(factor, vectors.float())
+            assert torch.equal(spectrum, p.float())
             assert_within(u, 1.0, size)
-            if w.shape[1] == 60:
+            if w.shape[1] == n:
                 values = torch.linalg.svdvals(u.double())
                 before = torch.linalg.svdvals(w.double())
                 defect = float((before.square() - 1).abs().max())
@@ -294,7 +303,7 @@ def test_non_contiguous_weights_and_gradients():
 
 
 # ------------------------------------------------------------- instruction sets and threads
-@pytest.mark.parametrize("number", range(3), ids=cpu.INSTRUCTION_SETS)
+@pytest.mark.parametrize("number", range(len(cpu.INSTRUCTION_SETS)), ids=cpu.INSTRUCTION_SETS)
 def test_every_instruction_set_agrees_with_the_reference(number):
     weights = [near_orthogonal(*shape) for shape in SHAPES] + [MIXED[-1]]
     with instruction_set(number) as available:
@@ -315,10 +324,34 @@ def test_every_instruction_set_agrees_with_the_reference(number):
         torch.testing.assert_close(r, F.polar_factor(w), rtol=0, atol=1e-3)
 
 
+@pytest.mark.parametrize("number", range(len(cpu.INSTRUCTION_SETS)), ids=cpu.INSTRUCTION_SETS)
+def test_gradients_of_every_size(number):
+    # Tiles take subnormal numbers, and what a split leaves of small ones, for zero.
+    w = near_orthogonal(210, 230)
+    grad = torch.randn(w.shape, generator=generator(9)).double()
+    wide = w.double().requires_grad_()
+    (expected,) = torch.autograd.grad(F.polar_factor(wide), wide, grad)
+    u = F.polar_factor(w)
+    projected = F.project_tangent(grad, u.double())
+    with instruction_set(number) as available:
+        if not available:
+            pytest.skip("not on this processor")
+        for size in (1e-42, 1e-37, 1e-30, 1e-20, 1e-14, 1e-6, 1e6, 1e20, 1e31, 1e36):
+            leaf, small = w.clone().requires_grad_(), (size * grad).float()
+            (found,) = torch.autograd.grad(F.polar_factor(leaf, backend="cpu"), leaf, small)
+            rounding = 1e-44 * w.numel() ** 0.5  # subnormal numbers are 1.4e-45 apart
+            for one, other in (
+                (found, expected),
+                (F.project_tangent(small, u, backend="cpu"), projected),
+            ):
+                error = torch.dist(one.double(), size * other)
+                assert error <= 4e-6 * size * other.norm() + 2 * rounding, size
+
+
 def test_fingerprints_do_not_depend_on_the_instruction_set():
     x = torch.randn(1001, generator=generator())
     found = set()
-    for number in range(3):
+    for number in range(len(cpu.INSTRUCTION_SETS)):
         with instruction_set(number):
             found.add(F.fingerprint(x))
     assert len(found) == 1
@@ -468,7 +501,7 @@ def test_a_library_of_another_version(tmp_path):
     except (OSError, subprocess.CalledProcessError):
         pytest.skip("no C compiler here")
     message = without(f"[pathlib.Path({str(tmp_path)!r}) / '_cpu.so']")
-    assert "has version 999 of the interface, expected 2" in message
+    assert "has version 999 of the interface, expected 3" in message
 
 
 def _build(tmp_path, **environment):

@@ -11,8 +11,10 @@
 #pragma once
 
 #include <cstdint>
+#include <type_traits>
 
 #include "team.h"
+#include "tiles.h"
 #include "transpose.h"
 
 namespace lipkernels {
@@ -24,7 +26,6 @@ constexpr int MR = VECTOR_BYTES == 64 ? 8 : 4;
 template <class T>
 constexpr int NR = 2 * VECTOR_BYTES / sizeof(T);
 
-constexpr int64_t KC = 256;  // rows of B that a tile is summed over before the next ones
 
 // One tile: MR rows of A against one panel of B, summed over k.
 template <class T, class TA>
@@ -119,30 +120,46 @@ static void pack_panel(View<const TB> b, int64_t k, int64_t n, int64_t j0, T* pa
 // Multiplications of a product that pay for a second thread.
 constexpr double MIN_WORK_SHARED = 4e6;
 
+// Elements of B as `gemm` packs it.
 template <class T>
-inline int64_t packed_size(int64_t k, int64_t n) { return k * round_up(n, NR<T>); }
+inline int64_t panels_size(int64_t k, int64_t n) { return k * round_up(n, NR<T>); }
 
-// C = alpha out + keep C, for a tile of height x width.
-template <class T, class TC, class Sum>
-static inline void put_tile(View<TC> c, int64_t height, int64_t width, const Sum* out, Sum alpha,
-                            Sum keep) {
-  if (c.cs == 1) {
-    for (int64_t i = 0; i < height; ++i) {
-      TC* to = c.row(i);
-      const Sum* from = out + i * NR<T>;
-      if (keep == Sum(0)) {
-        for (int64_t x = 0; x < width; ++x) to[x] = (TC)(alpha * from[x]);
-      } else {
-        for (int64_t x = 0; x < width; ++x) to[x] = (TC)(alpha * from[x] + keep * (Sum)to[x]);
-      }
-    }
-  } else {
-    for (int64_t x = 0; x < width; ++x)
-      for (int64_t i = 0; i < height; ++i) {
-        const Sum before = keep == Sum(0) ? Sum(0) : keep * (Sum)c(i, x);
-        c(i, x) = (TC)(alpha * out[i * NR<T> + x] + before);
-      }
-  }
+// Elements that `gemm` needs at `packed` for products of matrices no larger than (k, n).
+template <class T>
+inline int64_t packed_size(int64_t k, int64_t n) {
+  const int64_t size = panels_size<T>(k, n);
+#ifdef LK_TILES
+  const int64_t tiles = 2 * packed_tiles(k, n, 3) / int64_t(sizeof(T));
+  return tiles > size ? tiles : size;
+#else
+  return size;
+#endif
+}
+
+// How much of a product in float32 counts, of the sizes |A| |B|. What is asked for is the least that
+// is given: only the tile unit is faster with fewer digits.
+enum class Digits {
+  EVERY,  // and subnormal numbers, which the tile unit takes for zero
+  ALL,    // 2^-24
+  HALF,   // 2^-16
+  FEW,    // 2^-8
+};
+
+// What a row of products with the same left factor and the same `packed` keeps of it.
+struct Kept {
+  int pieces = 0;
+};
+
+// Whether there is a tile unit, and splitting both factors for it pays.
+inline bool uses_tiles(int64_t m, int64_t n, int64_t k, Digits digits) {
+#ifdef LK_TILES
+  if (digits == Digits::EVERY) return false;
+  const int64_t least = digits == Digits::ALL ? 200 : 64;
+  return m >= least && n >= least && k >= least;
+#else
+  (void)m, (void)n, (void)k, (void)digits;
+  return false;
+#endif
 }
 
 // C = alpha A B + beta C. `packed` has packed_size<T>(K, N) elements, aligned to VECTOR_BYTES.
@@ -150,40 +167,66 @@ static inline void put_tile(View<TC> c, int64_t height, int64_t width, const Sum
 template <class T, int CHUNK = 0, class TA, class TB, class TC>
 void gemm(const Team& everyone, int64_t m, int64_t n, int64_t k, View<const TA> a, View<const TB> b,
           View<TC> c, typename Summed<T, CHUNK>::type alpha, typename Summed<T, CHUNK>::type beta,
-          bool lower, T* packed) {
+          bool lower, T* packed, Digits digits = Digits::ALL, Kept* kept = nullptr) {
   typedef typename Summed<T, CHUNK>::type Sum;
   static_assert(NR<T> % MR == 0, "a strip of rows lies in one panel");
   // Where this is little work, the others would wait longer for the factors than it takes.
   const Team alone, &team = double(m) * n * k < MIN_WORK_SHARED ? alone : everyone;
+#ifdef LK_TILES
+  if constexpr (CHUNK == 0 && std::is_same<TA, float>::value && std::is_same<TB, float>::value &&
+                std::is_same<TC, float>::value) {
+    if (uses_tiles(m, n, k, digits) && (a.rs == 1 || a.cs == 1) && (b.rs == 1 || b.cs == 1)) {
+      const int pieces = digits == Digits::ALL ? 3 : digits == Digits::HALF ? 2 : 1;
+      const auto product = pieces == 3   ? tile_product<3>
+                           : pieces == 2 ? tile_product<2>
+                                         : tile_product<1>;
+      product(team, m, n, k, a, b, c, alpha, beta, lower, (char*)packed, kept ? kept->pieces : 0);
+      if (kept && kept->pieces < pieces) kept->pieces = pieces;
+      return;
+    }
+  }
+#endif
   const int64_t panels = round_up(n, NR<T>) / NR<T>, strips = round_up(m, MR) / MR;
   // B = A^T: what is packed is A too, in T already and side by side.
   const bool is_gram =
       (const void*)a.data == (const void*)b.data && a.rs == b.cs && a.cs == b.rs && m == n;
+  // The tile at strip s and panel j, summed over terms [k0, k0 + depth) into `out`.
+  const auto sum = [&](int64_t s, int64_t j, int64_t k0, int64_t depth, Sum* out) {
+    const int64_t i0 = s * MR, height = m - i0 < MR ? m - i0 : MR;
+    const T* panel = packed + (j * k + k0) * NR<T>;
+    if (is_gram) {
+      const T* rows = packed + (i0 / NR<T> * k + k0) * NR<T> + i0 % NR<T>;
+      summed_tile<T, CHUNK, T>(depth, rows, 1, NR<T>, panel, out);
+    } else if (height == MR) {
+      summed_tile<T, CHUNK, TA>(depth, a.data + i0 * a.rs + k0 * a.cs, a.rs, a.cs, panel, out);
+    } else {  // the last rows: a tile of which some rows repeat the last one
+      TA edge[MR * KC];
+      for (int64_t p = 0; p < depth; ++p)
+        for (int i = 0; i < MR; ++i) edge[p * MR + i] = a(i0 + (i < height ? i : height - 1), k0 + p);
+      summed_tile<T, CHUNK, TA>(depth, edge, 1, MR, panel, out);
+    }
+  };
+  // KC terms at a time, which C adds up; a C that is there already is rounded only once.
+  const int64_t at_once = beta == Sum(0) || k < KC ? KC : k;
   // All strips [s0, s1) of the panels [first, last).
   const auto tiles = [&](int64_t s0, int64_t s1, int64_t first, int64_t last) {
-    alignas(64) Sum out[MR * NR<T>];
-    for (int64_t k0 = 0; k0 < k || k0 == 0; k0 += KC) {
-      const int64_t depth = k - k0 < KC ? k - k0 : KC;
-      const Sum keep = k0 == 0 ? beta : Sum(1);
+    alignas(64) Sum out[MR * NR<T>], more[MR * NR<T>];
+    for (int64_t k0 = 0; k0 < k || k0 == 0; k0 += at_once) {
+      const int64_t end = k - k0 < at_once ? k : k0 + at_once;
       for (int64_t j = first; j < last; ++j) {
         const int64_t j0 = j * NR<T>, width = n - j0 < NR<T> ? n - j0 : NR<T>;
         for (int64_t s = s0; s < s1; ++s) {
           const int64_t i0 = s * MR, height = m - i0 < MR ? m - i0 : MR;
           if (lower && j0 > i0 + height - 1) continue;
-          const T* panel = packed + (j * k + k0) * NR<T>;
-          if (is_gram) {
-            const T* rows = packed + (i0 / NR<T> * k + k0) * NR<T> + i0 % NR<T>;
-            summed_tile<T, CHUNK, T>(depth, rows, 1, NR<T>, panel, out);
-          } else if (height == MR) {
-            summed_tile<T, CHUNK, TA>(depth, a.data + i0 * a.rs + k0 * a.cs, a.rs, a.cs, panel, out);
-          } else {  // the last rows: a tile of which some rows repeat the last one
-            TA edge[MR * KC];
-            for (int64_t p = 0; p < depth; ++p)
-              for (int i = 0; i < MR; ++i)
-                edge[p * MR + i] = a(i0 + (i < height ? i : height - 1), k0 + p);
-            summed_tile<T, CHUNK, TA>(depth, edge, 1, MR, panel, out);
-          }
-          put_tile<T, TC, Sum>({&c(i0, j0), c.rs, c.cs}, height, width, out, alpha, keep);
+          int64_t p = k0;
+          do {
+            sum(s, j, p, end - p < KC ? end - p : KC, p == k0 ? out : more);
+            if (p > k0)
+              for (int x = 0; x < MR * NR<T>; ++x) out[x] += more[x];
+            p += KC;
+          } while (p < end);
+          put_block<NR<T>, TC, Sum>({&c(i0, j0), c.rs, c.cs}, height, width, out, alpha,
+                                    k0 == 0 ? beta : Sum(1));
         }
       }
     }
@@ -193,7 +236,7 @@ void gemm(const Team& everyone, int64_t m, int64_t n, int64_t k, View<const TA> 
   const int64_t pieces = (strips + group - 1) / group;
   // All of B first, where everybody needs it or the cache holds it.
   constexpr int64_t CACHED = 1 << 20;
-  const bool is_cached = packed_size<T>(k, n) * int64_t(sizeof(T)) <= CACHED;
+  const bool is_cached = panels_size<T>(k, n) * int64_t(sizeof(T)) <= CACHED;
   if (is_gram || panels < 4 || (team.is_one() && is_cached)) {
     team.each(panels, k * NR<T>, [&](int64_t j) {
       pack_panel<T, TB>(b, k, n, j * NR<T>, packed + j * k * NR<T>);

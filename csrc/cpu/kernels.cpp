@@ -138,13 +138,14 @@ extern "C" int LK_NAME(polar_gram)(const float* weight, int64_t rows, int64_t co
              : 1;
 }
 
-// table: weight, vectors, p, row and column stride of vectors, result, scalars, rows, cols; scale,
-// margin.
+// table: weight, vectors, p, row and column stride of vectors, result, factor, spectrum, scalars, rows,
+// cols; numbers: scale, margin.
 extern "C" int LK_NAME(polar_from_eigenvectors)(const int64_t* t, const double* numbers,
                                                 int threads) {
   const FromEigenvectors job{(const float*)t[0], (const double*)t[1], (const double*)t[2], t[3], t[4],
-                             (float*)t[5], (float*)t[6], t[7], t[8], numbers[0], numbers[1]};
-  const auto size = t[7] < t[8] ? std::pair{t[7], t[8]} : std::pair{t[8], t[7]};
+                             (float*)t[5], (float*)t[6], (float*)t[7], (float*)t[8], t[9], t[10],
+                             numbers[0], numbers[1]};
+  const auto size = t[9] < t[10] ? std::pair{t[9], t[10]} : std::pair{t[10], t[9]};
   return for_each(1, threads, [&](int64_t) { return size; },
                   [&](const Team& team, int64_t, Workspace space) {
                     polar_from_eigenvectors(team, job, space);

@@ -4,6 +4,12 @@
 #include <mutex>
 #include <utility>
 
+#if defined(__x86_64__) && defined(LK_HAS_AMX)
+#include <cpuid.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
+
 #include "scratch.h"
 
 namespace lipkernels {
@@ -43,7 +49,9 @@ Scratch::~Scratch() {
 
 }  // namespace lipkernels
 
-#if defined(__x86_64__)
+#if defined(__x86_64__) && defined(LK_HAS_AMX)  // the compiler knows it: see setup.py
+#define LK_SETS(declare) declare(amx) declare(avx512) declare(avx2) declare(baseline)
+#elif defined(__x86_64__)
 #define LK_SETS(declare) declare(avx512) declare(avx2) declare(baseline)
 #else
 #define LK_SETS(declare) declare(baseline)
@@ -63,11 +71,31 @@ LK_SETS(LK_DECLARE)
 
 namespace {
 
-enum Set { BASELINE, AVX2, AVX512 };
+enum Set { BASELINE, AVX2, AVX512, AMX };
+
+#if defined(__x86_64__) && defined(LK_HAS_AMX)
+// Whether there are tiles of bfloat16, and Linux lets this process use them: their 8 KiB of state
+// have to be asked for, once (as torch's own kernels do too).
+bool has_amx() {
+  constexpr unsigned TILE_BF16 = 1u << 22, TILES = 1u << 24, AVX512_BF16 = 1u << 5;
+  constexpr unsigned STATE_COMPONENTS = 3u << 17;
+  constexpr long REQUEST_PERMISSION = 0x1023, TILE_DATA = 18;
+  unsigned a, b, c, d, low, high;
+  if (!__get_cpuid_count(7, 0, &a, &b, &c, &d) || !(d & TILE_BF16) || !(d & TILES)) return false;
+  if (!__get_cpuid_count(7, 1, &a, &b, &c, &d) || !(a & AVX512_BF16)) return false;
+  __asm__("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
+  if ((low & STATE_COMPONENTS) != STATE_COMPONENTS) return false;
+  return syscall(SYS_arch_prctl, REQUEST_PERMISSION, TILE_DATA) == 0;
+}
+#endif
 
 Set best_set() {
 #if defined(__x86_64__)
   __builtin_cpu_init();
+#if defined(LK_HAS_AMX)
+  static const bool amx = has_amx();
+  if (amx) return AMX;
+#endif
   if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
       __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512bw"))
     return AVX512;
@@ -80,9 +108,16 @@ Set current = best_set();
 
 }  // namespace
 
+#if defined(__x86_64__) && defined(LK_HAS_AMX)
+#define LK_CASE_AMX(function, ...) case AMX: return function##_amx(__VA_ARGS__);
+#else
+#define LK_CASE_AMX(function, ...)
+#endif
+
 #if defined(__x86_64__)
 #define LK_CALL(function, ...)                                \
   switch (current) {                                          \
+    LK_CASE_AMX(function, __VA_ARGS__)                        \
     case AVX512: return function##_avx512(__VA_ARGS__);       \
     case AVX2: return function##_avx2(__VA_ARGS__);           \
     default: return function##_baseline(__VA_ARGS__);         \
@@ -92,9 +127,9 @@ Set current = best_set();
 #endif
 
 // Changes with every change of a function below.
-extern "C" int lk_abi_version() { return 2; }
+extern "C" int lk_abi_version() { return 3; }
 
-// 0, 1, 2: baseline, AVX2, AVX-512. Asking for one that the processor lacks changes nothing.
+// 0, 1, 2, 3: baseline, AVX2, AVX-512, AVX-512 and AMX. Asking for one that the processor lacks changes nothing.
 extern "C" int lk_instruction_set() { return current; }
 extern "C" void lk_use_instruction_set(int set) {
   if (set >= BASELINE && set <= best_set()) current = static_cast<Set>(set);

@@ -14,6 +14,8 @@ constexpr int VECTOR_BYTES = 32;
 constexpr int VECTOR_BYTES = 16;
 #endif
 
+constexpr int64_t KC = 256;  // terms that a product sums up before it adds the next ones to a result
+
 template <class T>
 struct Lanes {
   typedef T type __attribute__((vector_size(VECTOR_BYTES)));
@@ -39,6 +41,28 @@ inline View<T> rows_of(T* data, int64_t ld) { return {data, ld, 1}; }
 
 template <class T>
 inline View<const T> read_only(View<T> x) { return {x.data, x.rs, x.cs}; }
+
+// C = alpha out + keep C, for a block of height x width whose rows are WIDTH apart in `out`.
+template <int WIDTH, class TC, class Sum>
+inline void put_block(View<TC> c, int64_t height, int64_t width, const Sum* out, Sum alpha, Sum keep) {
+  if (c.cs == 1) {
+    for (int64_t i = 0; i < height; ++i) {
+      TC* to = c.row(i);
+      const Sum* from = out + i * WIDTH;
+      if (keep == Sum(0)) {
+        for (int64_t x = 0; x < width; ++x) to[x] = (TC)(alpha * from[x]);
+      } else {
+        for (int64_t x = 0; x < width; ++x) to[x] = (TC)(alpha * from[x] + keep * (Sum)to[x]);
+      }
+    }
+  } else {
+    for (int64_t x = 0; x < width; ++x)
+      for (int64_t i = 0; i < height; ++i) {
+        const Sum before = keep == Sum(0) ? Sum(0) : keep * (Sum)c(i, x);
+        c(i, x) = (TC)(alpha * out[i * WIDTH + x] + before);
+      }
+  }
+}
 
 // A dot product of two rows in double, in lanes that the compiler can vectorize.
 template <class TA, class TB>

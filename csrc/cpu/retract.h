@@ -108,7 +108,8 @@ struct Retract {
   int32_t* status;
 };
 
-// X <- (I + E / 2 + c E^2) X, a little less for what rounding adds, with c so small that no singular value passes one.
+// X <- (I + E / 2 + c E^2) X, a little less for what rounding adds, with c so small that no singular
+// value passes one.
 inline void polar_retract(const Team& team, const Retract& job, Workspace space) {
   const int64_t m = job.rows < job.cols ? job.rows : job.cols;
   const int64_t n = job.rows < job.cols ? job.cols : job.rows, ld = padded(m);
@@ -179,15 +180,18 @@ inline void polar_project(const Team& team, const Project& job, Workspace space)
   View<float> symmetric = rows_of(space.take<float>(m * ld), ld);
   const int64_t tall = packed_size<float>(n, m), wide = packed_size<float>(m, n);
   float* packed = space.take<float>(tall > wide ? tall : wide);
+  const Digits digits =
+      digits_of(team, job.rows, job.cols, job.grad, space.take<double>(job.rows));
   const float inverse = float(1 / job.scale);  // once in each product: its square may overflow
-  gemm<float>(team, m, m, n, read_only(g), w.t(), t, -0.5f * inverse, 0.0f, false, packed);
+  gemm<float>(team, m, m, n, read_only(g), w.t(), t, -0.5f * inverse, 0.0f, false, packed,
+              digits);
   const auto add = [&](int64_t i, int64_t j0, int64_t j1, const float* turned) {
     float* to = symmetric.row(i);
     const float* from = t.row(i);
     for (int64_t j = j0; j < j1; ++j) to[j] = from[j] + turned[j - j0];
   };
   with_transpose<float>(team, m, read_only(t), false, add);
-  gemm<float>(team, m, n, m, read_only(symmetric), w, g, inverse, 1.0f, false, packed);
+  gemm<float>(team, m, n, m, read_only(symmetric), w, g, inverse, 1.0f, false, packed, digits);
 }
 
 }  // namespace

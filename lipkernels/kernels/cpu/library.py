@@ -14,7 +14,7 @@ import torch
 
 from lipkernels import backends
 
-_ABI_VERSION = 2
+_ABI_VERSION = 3
 _POINTER, _INT, _INT64 = ctypes.c_void_p, ctypes.c_int, ctypes.c_int64
 _SIGNATURES = {
     "lk_polar_forward": (_INT64, _POINTER, _POINTER, _POINTER, _INT),
@@ -24,7 +24,7 @@ _SIGNATURES = {
     "lk_polar_gram": (_POINTER, _INT64, _INT64, _POINTER, _INT),
     "lk_polar_from_eigenvectors": (_POINTER, _POINTER, _INT),
 }
-INSTRUCTION_SETS = ("baseline", "avx2", "avx512")
+INSTRUCTION_SETS = ("baseline", "avx2", "avx512", "amx")
 
 
 def _load() -> tuple[ctypes.CDLL | None, str]:

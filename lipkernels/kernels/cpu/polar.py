@@ -150,7 +150,6 @@ def _decomposed(
     x: Tensor, in_float64: bool, scale: float, margin: float, into: list[Tensor]
 ) -> None:
     """``into``: result and saved tensors of ill-conditioned matrices (n, rows, cols)."""
-    result, factor, spectrum, scalars = into
     n, rows, cols = x.shape
     m = min(rows, cols)
     gram = x.new_zeros((n, m, m), dtype=torch.float64)
@@ -160,16 +159,14 @@ def _decomposed(
         )
     vectors, p = _eigenvectors(gram, in_float64)
     numbers = array.array("d", (scale, margin))
-    for one, v, its_p, out, its_scalars in zip(x, vectors, p, result, scalars, strict=True):
+    for one, v, its_p, *its_into in zip(x, vectors, p, *into, strict=True):
         addresses = (one.data_ptr(), v.data_ptr(), its_p.data_ptr(), *v.stride())
-        table = array.array("q", (*addresses, out.data_ptr(), its_scalars.data_ptr(), rows, cols))
+        table = array.array("q", (*addresses, *(t.data_ptr() for t in its_into), rows, cols))
         checked(
             library().lk_polar_from_eigenvectors(
                 table.buffer_info()[0], numbers.buffer_info()[0], n_threads()
             )
         )
-    factor.copy_(vectors)
-    spectrum.copy_(p)
 
 
 def backward(
