@@ -202,7 +202,7 @@ def test_the_defect_decides_between_a_step_and_a_division(wide, kind):
             table = array.array("q", (*inputs, *outputs, *w.shape))
             numbers = array.array("d", (1.0, 1 - 1e-6))
             code = cpu.library().lk_polar_from_eigenvectors(
-                table.buffer_info()[0], numbers.buffer_info()[0], 1
+                1, table.buffer_info()[0], numbers.buffer_info()[0], 1
             )
             assert code == 0
             assert torch.equal(factor, vectors.float())

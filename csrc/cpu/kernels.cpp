@@ -123,35 +123,32 @@ extern "C" int LK_NAME(polar_backward)(int64_t n, const int64_t* table, const do
                       });
 }
 
-// The lower triangle of the smaller Gram matrix, in float64, (m, m).
-extern "C" int LK_NAME(polar_gram)(const float* weight, int64_t rows, int64_t cols, double* gram,
-                                   int threads) {
-  const auto size = rows < cols ? std::pair{rows, cols} : std::pair{cols, rows};
-  const auto [m, n] = size;
-  return for_each(1, threads, [&](int64_t) { return size; },
-                  [&](const Team& team, int64_t, Workspace space) {
-                    const View<const float> w = wide_view(weight, rows, cols);
-                    double* packed = space.take<double>(packed_size<double>(n, m));
-                    gemm<double>(team, m, m, n, w, w.t(), rows_of(gram, m), 1.0, 0.0, true, packed);
-                  })
-             ? 0
-             : 1;
+// polar_gram: weight, gram, rows, cols; gram gets the lower triangle of the smaller Gram matrix, in
+// float64, (m, m).
+extern "C" int LK_NAME(polar_gram)(int64_t n, const int64_t* table, int threads) {
+  return for_each_row(n, table, 4, threads,
+                      [](const Team& team, int64_t, const int64_t* t, Workspace space) {
+                        const int64_t m = t[2] < t[3] ? t[2] : t[3], k = t[2] < t[3] ? t[3] : t[2];
+                        const View<const float> w = wide_view((const float*)t[0], t[2], t[3]);
+                        double* packed = space.take<double>(packed_size<double>(k, m));
+                        gemm<double>(team, m, m, k, w, w.t(), rows_of((double*)t[1], m), 1.0, 0.0,
+                                     true, packed);
+                      });
 }
 
-// table: weight, vectors, p, row and column stride of vectors, result, factor, spectrum, scalars, rows,
-// cols; numbers: scale, margin.
-extern "C" int LK_NAME(polar_from_eigenvectors)(const int64_t* t, const double* numbers,
-                                                int threads) {
-  const FromEigenvectors job{(const float*)t[0], (const double*)t[1], (const double*)t[2], t[3], t[4],
-                             (float*)t[5], (float*)t[6], (float*)t[7], (float*)t[8], t[9], t[10],
-                             numbers[0], numbers[1]};
-  const auto size = t[9] < t[10] ? std::pair{t[9], t[10]} : std::pair{t[10], t[9]};
-  return for_each(1, threads, [&](int64_t) { return size; },
-                  [&](const Team& team, int64_t, Workspace space) {
-                    polar_from_eigenvectors(team, job, space);
-                  })
-             ? 0
-             : 1;
+// polar_from_eigenvectors: weight, vectors, p, row and column stride of vectors, result, factor,
+// spectrum, scalars, rows, cols; `numbers`: scale, margin.
+extern "C" int LK_NAME(polar_from_eigenvectors)(int64_t n, const int64_t* table,
+                                                const double* numbers, int threads) {
+  return for_each_row(n, table, 11, threads,
+                      [=](const Team& team, int64_t i, const int64_t* t, Workspace space) {
+                        polar_from_eigenvectors(
+                            team,
+                            {(const float*)t[0], (const double*)t[1], (const double*)t[2], t[3],
+                             t[4], (float*)t[5], (float*)t[6], (float*)t[7], (float*)t[8], t[9],
+                             t[10], numbers[2 * i], numbers[2 * i + 1]},
+                            space);
+                      });
 }
 
 // polar_retract: weight (in place), rows, cols; `numbers`: scale, margin.

@@ -60,8 +60,8 @@ Scratch::~Scratch() {
 #define LK_DECLARE(set)                                                                            \
   extern "C" int polar_forward_##set(int64_t, const int64_t*, const double*, int32_t*, int);       \
   extern "C" int polar_backward_##set(int64_t, const int64_t*, const double*, int);                \
-  extern "C" int polar_gram_##set(const float*, int64_t, int64_t, double*, int);                   \
-  extern "C" int polar_from_eigenvectors_##set(const int64_t*, const double*, int);                \
+  extern "C" int polar_gram_##set(int64_t, const int64_t*, int);                                   \
+  extern "C" int polar_from_eigenvectors_##set(int64_t, const int64_t*, const double*, int);       \
   extern "C" int polar_retract_##set(int64_t, const int64_t*, const double*, int32_t*, int);       \
   extern "C" int polar_project_##set(int64_t, const int64_t*, const double*, int);                 \
   extern "C" void sort_pairs_##set(const void*, void*, uint8_t*, int64_t, int64_t, int, int);      \
@@ -145,12 +145,12 @@ extern "C" int lk_polar_backward(int64_t n, const int64_t* table, const double* 
                                  int threads) {
   LK_CALL(polar_backward, n, table, numbers, threads)
 }
-extern "C" int lk_polar_gram(const float* weight, int64_t rows, int64_t cols, double* gram,
-                             int threads) {
-  LK_CALL(polar_gram, weight, rows, cols, gram, threads)
+extern "C" int lk_polar_gram(int64_t n, const int64_t* table, int threads) {
+  LK_CALL(polar_gram, n, table, threads)
 }
-extern "C" int lk_polar_from_eigenvectors(const int64_t* table, const double* numbers, int threads) {
-  LK_CALL(polar_from_eigenvectors, table, numbers, threads)
+extern "C" int lk_polar_from_eigenvectors(int64_t n, const int64_t* table, const double* numbers,
+                                          int threads) {
+  LK_CALL(polar_from_eigenvectors, n, table, numbers, threads)
 }
 extern "C" int lk_polar_retract(int64_t n, const int64_t* table, const double* numbers,
                                 int32_t* status, int threads) {

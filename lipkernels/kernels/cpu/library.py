@@ -21,8 +21,8 @@ _SIGNATURES = {
     "lk_polar_backward": (_INT64, _POINTER, _POINTER, _INT),
     "lk_polar_retract": (_INT64, _POINTER, _POINTER, _POINTER, _INT),
     "lk_polar_project": (_INT64, _POINTER, _POINTER, _INT),
-    "lk_polar_gram": (_POINTER, _INT64, _INT64, _POINTER, _INT),
-    "lk_polar_from_eigenvectors": (_POINTER, _POINTER, _INT),
+    "lk_polar_gram": (_INT64, _POINTER, _INT),
+    "lk_polar_from_eigenvectors": (_INT64, _POINTER, _POINTER, _INT),
 }
 INSTRUCTION_SETS = ("baseline", "avx2", "avx512", "amx")
 

@@ -25,7 +25,7 @@ _UNSET = -1
 
 
 def _addresses(tensor: Tensor, n_matrices: int) -> range:
-    """The address of each matrix of a contiguous batch, which is not empty."""
+    """The address of each matrix of a batch that is not empty, and without gaps between them."""
     start, size = tensor.data_ptr(), tensor.element_size() * (tensor.numel() // n_matrices)
     return range(start, start + size * n_matrices, size)
 
@@ -153,20 +153,20 @@ def _decomposed(
     n, rows, cols = x.shape
     m = min(rows, cols)
     gram = x.new_zeros((n, m, m), dtype=torch.float64)
-    for one, its_gram in zip(x, gram, strict=True):
-        checked(
-            library().lk_polar_gram(one.data_ptr(), rows, cols, its_gram.data_ptr(), n_threads())
-        )
+    table = array.array("q")
+    for addresses in zip(_addresses(x, n), _addresses(gram, n), strict=True):
+        table.extend((*addresses, rows, cols))
+    checked(library().lk_polar_gram(n, table.buffer_info()[0], n_threads()))
     vectors, p = _eigenvectors(gram, in_float64)
-    numbers = array.array("d", (scale, margin))
-    for one, v, its_p, *its_into in zip(x, vectors, p, *into, strict=True):
-        addresses = (one.data_ptr(), v.data_ptr(), its_p.data_ptr(), *v.stride())
-        table = array.array("q", (*addresses, *(t.data_ptr() for t in its_into), rows, cols))
-        checked(
-            library().lk_polar_from_eigenvectors(
-                table.buffer_info()[0], numbers.buffer_info()[0], n_threads()
-            )
+    table, numbers = array.array("q"), array.array("d", (scale, margin) * n)
+    tensors = (x, vectors, p, *into)
+    for addresses in zip(*(_addresses(t, n) for t in tensors), strict=True):
+        table.extend((*addresses[:3], *vectors.stride()[1:], *addresses[3:], rows, cols))
+    checked(
+        library().lk_polar_from_eigenvectors(
+            n, table.buffer_info()[0], numbers.buffer_info()[0], n_threads()
         )
+    )
 
 
 def backward(
