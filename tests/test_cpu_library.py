@@ -348,6 +348,30 @@ def test_gradients_of_every_size(number):
                 assert error <= 4e-6 * size * other.norm() + 2 * rounding, size
 
 
+@pytest.mark.parametrize("number", range(len(cpu.INSTRUCTION_SETS)), ids=cpu.INSTRUCTION_SETS)
+def test_scales_of_every_size(number):
+    w, grad = near_orthogonal(210, 230), torch.randn(210, 230, generator=generator(9))
+    leaf = w.clone().requires_grad_()
+    u = F.polar_factor(leaf, backend="reference")
+    (expected,) = torch.autograd.grad(u, leaf, grad)
+    u = u.detach()
+    projected = F.project_tangent(grad, u, backend="reference")
+    with instruction_set(number) as available:
+        if not available:
+            pytest.skip("not on this processor")
+        for scale in (1e-36, 1e-33, 1e-20, 1e-3, 1e3, 1e20, 1e36):
+            scaled = F.polar_factor(leaf, scale, backend="cpu")
+            assert_within(scaled.detach(), scale)
+            (found,) = torch.autograd.grad(scaled, leaf, grad)
+            assert torch.dist(found / scale, expected) <= 4e-6 * expected.norm(), scale
+            found = F.project_tangent(grad, u * scale, scale, backend="cpu")
+            assert torch.dist(found, projected) <= 4e-6 * projected.norm(), scale
+            off = ((0.99 * u + 0.01 * w / w.norm()).double() * scale).float()
+            retracted = F.retract(off, scale, backend="cpu")
+            assert_within(retracted, scale)
+            torch.testing.assert_close(retracted / scale, u, rtol=0, atol=1e-4)
+
+
 def test_fingerprints_do_not_depend_on_the_instruction_set():
     x = torch.randn(1001, generator=generator())
     found = set()

@@ -157,13 +157,18 @@ inline double largest_entry(const Team& team, int64_t rows, int64_t cols, const 
   return largest;
 }
 
-// Whether products of this gradient can do without subnormal numbers, and what becomes of it too.
-inline Digits digits_of(const Team& team, int64_t rows, int64_t cols, const float* grad,
+// Whether products of numbers of this size, and what becomes of them, can do without subnormal ones.
+inline Digits digits_of(double size) {
+  return size >= 1e-15 && size <= 1e30 ? Digits::ALL : Digits::EVERY;
+}
+
+// The same for a gradient of this shape and a matrix of this norm.
+inline Digits digits_of(const Team& team, int64_t rows, int64_t cols, const float* grad, double norm,
                         double* partial) {
   const int64_t m = rows < cols ? rows : cols;
   if (!uses_tiles(m, m, m, Digits::FEW)) return Digits::ALL;
-  const double largest = largest_entry(team, rows, cols, grad, partial);
-  return largest >= 1e-15 && largest <= 1e30 ? Digits::ALL : Digits::EVERY;
+  if (digits_of(norm) == Digits::EVERY) return Digits::EVERY;
+  return digits_of(largest_entry(team, rows, cols, grad, partial));
 }
 
 // Multiplies every entry of U by `factor`.
@@ -436,7 +441,8 @@ inline void polar_backward(const Team& team, const Backward& job, Workspace spac
   View<float> t = rows_of(space.take<float>(m * ld), ld), c = rows_of(space.take<float>(m * ld), ld);
   View<float> y = rows_of(space.take<float>(m * ld), ld), d = rows_of(space.take<float>(m * ld), ld);
   View<float> h = rows_of(space.take<float>(m * ld), ld), q = rows_of(space.take<float>(m * ld), ld);
-  const Digits digits = digits_of(team, job.rows, job.cols, job.grad, partial);
+  const Digits digits =
+      digits_of(team, job.rows, job.cols, job.grad, job.scalars[1], partial);
   const auto product = [&](View<const float> a, View<const float> b, View<float> to, bool lower) {
     gemm<float>(team, m, m, m, a, b, to, 1.0f, 0.0f, lower, packed, digits);
   };

@@ -30,6 +30,7 @@ constexpr int64_t TILE = 16, DEPTH = 32, TILE_BYTES = 1024;
 constexpr int64_t EDGE = 2 * TILE;  // a block of the result: 2 x 2 tiles
 // Strips of EDGE rows of a left factor that are used again and again.
 constexpr int64_t STRIPS = 8;
+// Blocks of DEPTH terms in a row.
 constexpr int64_t MOST = 512 / DEPTH;
 
 // Bytes of one packed factor, rows (or columns) times terms, in so many pieces for each number.
@@ -37,17 +38,23 @@ inline int64_t packed_tiles(int64_t rows, int64_t k, int pieces) {
   return round_up(rows, EDGE) * round_up(k, DEPTH) * 2 * pieces;
 }
 
-struct TileConfig {
-  alignas(64) uint8_t bytes[64] = {};
-  TileConfig() {
+// All tile registers at full size: palette 1, bytes of a row, rows.
+struct TileSizes {
+  uint8_t bytes[64];
+  constexpr TileSizes() : bytes() {
     bytes[0] = 1;
     for (int t = 0; t < 8; ++t) {
       bytes[16 + 2 * t] = 64;
-      bytes[48 + t] = 16;
+      bytes[48 + t] = TILE;
     }
-    _tile_loadconfig(bytes);
   }
-  ~TileConfig() { _tile_release(); }
+};
+alignas(64) constexpr TileSizes TILE_SIZES;
+
+// The tile unit, on for as long as this lives.
+struct TileUnit {
+  TileUnit() { _tile_loadconfig(TILE_SIZES.bytes); }
+  ~TileUnit() { _tile_release(); }
 };
 
 inline __m512 widened(__m256i bf16) {
@@ -134,16 +141,17 @@ inline void pack_tiles(View<const float> x, int64_t rows, int64_t k, int64_t i0,
 template <int PIECES>
 inline void sum_tiles(int64_t blocks, const char* a, int64_t a_step, const char* b, int64_t b_step,
                       float* out) {
+  __asm__ volatile("" ::: "memory");  // the loads below do not say that they read it
   _tile_zero(0);
   _tile_zero(1);
   _tile_zero(2);
   _tile_zero(3);
   for (int64_t x = 0; x < blocks; ++x, a += a_step, b += b_step) {
     // Tile registers go by constants only, which a function's arguments are not.
-#define LK_LEFT(piece)                         \
+#define LK_LEFT(piece)                            \
   _tile_loadd(4, a + 2 * piece * TILE_BYTES, 64); \
   _tile_loadd(5, a + (2 * piece + 1) * TILE_BYTES, 64);
-#define LK_RIGHT(piece)                        \
+#define LK_RIGHT(piece)                           \
   _tile_loadd(6, b + 2 * piece * TILE_BYTES, 64); \
   _tile_loadd(7, b + (2 * piece + 1) * TILE_BYTES, 64);
 #define LK_MULTIPLY        \
@@ -211,7 +219,7 @@ void tile_product(const Team& team, int64_t m, int64_t n, int64_t k, View<const 
   const int64_t width = eighth < 1 ? 1 : eighth < 8 ? eighth : 8;
   const int64_t across = (panels + width - 1) / width;
   team.run(across * down, [&](int64_t piece, int) {
-    const TileConfig config;
+    const TileUnit on;
     alignas(64) float out[EDGE * EDGE];
     // From below: with `lower` the last rows are the most work.
     const int64_t s0 = (down - 1 - piece / across) * STRIPS, p0 = piece % across * width;
