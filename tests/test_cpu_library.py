@@ -2,8 +2,10 @@
 
 import array
 import contextlib
+import ctypes
 import os
 import pathlib
+import platform
 import subprocess
 import sys
 import threading
@@ -563,6 +565,32 @@ def test_building_without_a_compiler(tmp_path, environment, succeeds):
     done = _build(tmp_path, **environment)
     assert (done.returncode == 0) == succeeds, done.stderr
     assert not list(pathlib.Path(tmp_path).rglob("_cpu*.so"))
+
+
+@pytest.mark.skipif(not (subprocesses.ROOT / "setup.py").exists(), reason="not a checkout")
+@pytest.mark.skipif(platform.machine() != "x86_64" or sys.platform != "linux", reason="no AMX")
+def test_building_with_a_compiler_that_does_not_know_amx(tmp_path):
+    pytest.importorskip("setuptools")
+    compiler = tmp_path / "c++"
+    compiler.write_text(
+        """#!/bin/sh
+for argument; do
+  shift
+  case $argument in
+    -mamx-tile) echo "unrecognized option $argument" >&2; exit 1;;
+    -O3) ;;
+    *) set -- "$@" "$argument";;
+  esac
+done
+exec c++ -O0 "$@"
+"""
+    )
+    compiler.chmod(0o755)
+    done = _build(tmp_path, CC=str(compiler), CXX=str(compiler), LIPKERNELS_CPU="require")
+    assert done.returncode == 0, done.stderr
+    assert "unrecognized option -mamx-tile" in done.stderr
+    library = ctypes.CDLL(str(tmp_path / "lib" / "lipkernels" / "_cpu.so"))
+    assert library.lk_instruction_set() <= cpu.INSTRUCTION_SETS.index("avx512")
 
 
 def test_naming_it_for_what_it_cannot_do():
