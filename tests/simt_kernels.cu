@@ -113,7 +113,7 @@ __global__ void cluster_words(const float* x, float* y) {
 // Which format a number is in, there and back.
 __global__ void formats(const float* x, float* y) {
   const int t = int(threadIdx.x);
-  STATIC_SMEM(__nv_bfloat16, there, 64);
+  STATIC_SMEM(bfloat16, there, 64);
   store_from_float(there, t, BFLOAT16, x[t]);
   y[t] = load_as_float(there, t, BFLOAT16);
   y[64 + t] = rounded_to(x[t], FLOAT16);

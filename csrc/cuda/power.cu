@@ -189,6 +189,6 @@ extern "C" int lk_power_iteration(const void* problems, int count, int format, i
                                   int cluster, void* stream) {
   const Problem* all = static_cast<const Problem*>(problems);
   if (format == FLOAT16) return launch_all<half>(all, count, n_iter, cluster, stream);
-  if (format == BFLOAT16) return launch_all<__nv_bfloat16>(all, count, n_iter, cluster, stream);
+  if (format == BFLOAT16) return launch_all<bfloat16>(all, count, n_iter, cluster, stream);
   return launch_all<float>(all, count, n_iter, cluster, stream);
 }

@@ -65,32 +65,26 @@ enum Format : int { FLOAT32 = 0, FLOAT16 = 1, BFLOAT16 = 2 };
 __device__ __forceinline__ float to_float(float x) {
   return x;
 }
-__device__ __forceinline__ float to_float(half x) {
-  return __half2float(x);
-}
-__device__ __forceinline__ float to_float(__nv_bfloat16 x) {
-  return __bfloat162float(x);
-}
 
 // Element `at` of an array in a format.
 __device__ __forceinline__ float load_as_float(const void* array, int64_t at, int format) {
   if (format == FLOAT16) return to_float(static_cast<const half*>(array)[at]);
-  if (format == BFLOAT16) return to_float(static_cast<const __nv_bfloat16*>(array)[at]);
+  if (format == BFLOAT16) return to_float(static_cast<const bfloat16*>(array)[at]);
   return static_cast<const float*>(array)[at];
 }
 __device__ __forceinline__ void store_from_float(void* array, int64_t at, int format, float x) {
   if (format == FLOAT16) {
-    static_cast<half*>(array)[at] = __float2half_rn(x);
+    static_cast<half*>(array)[at] = to_half(x);
   } else if (format == BFLOAT16) {
-    static_cast<__nv_bfloat16*>(array)[at] = __float2bfloat16_rn(x);
+    static_cast<bfloat16*>(array)[at] = to_bfloat16(x);
   } else {
     static_cast<float*>(array)[at] = x;
   }
 }
 // What a number becomes in a format.
 __device__ __forceinline__ float rounded_to(float x, int format) {
-  if (format == FLOAT16) return to_float(__float2half_rn(x));
-  if (format == BFLOAT16) return to_float(__float2bfloat16_rn(x));
+  if (format == FLOAT16) return to_float(to_half(x));
+  if (format == BFLOAT16) return to_float(to_bfloat16(x));
   return x;
 }
 
@@ -142,9 +136,9 @@ struct Planes {
   int ld;  // of both
 
   __device__ __forceinline__ void put(int row, int col, float scaled) const {
-    const half high = __float2half_rn(scaled);
+    const half high = to_half(scaled);
     hi[row * ld + col] = high;
-    lo[row * ld + col] = __float2half_rn(scaled - __half2float(high));
+    lo[row * ld + col] = to_half(scaled - to_float(high));
   }
   // Four neighbours in a row, the first in a column that is a multiple of four.
   __device__ __forceinline__ void put_four(int row, int col, float4 scaled) const {
@@ -152,9 +146,9 @@ struct Planes {
     uint32_t high[4], low[4];
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
-      const half first = __float2half_rn(x[i]);
+      const half first = to_half(x[i]);
       high[i] = bits_of(first);
-      low[i] = bits_of(__float2half_rn(x[i] - __half2float(first)));
+      low[i] = bits_of(to_half(x[i] - to_float(first)));
     }
     *reinterpret_cast<uint2*>(hi + row * ld + col) = {high[0] | high[1] << 16,
                                                       high[2] | high[3] << 16};
@@ -162,7 +156,7 @@ struct Planes {
   }
   // The number times its scale.
   __device__ __forceinline__ float get(int row, int col) const {
-    return __half2float(hi[row * ld + col]) + __half2float(lo[row * ld + col]);
+    return to_float(hi[row * ld + col]) + to_float(lo[row * ld + col]);
   }
   // A symmetric matrix from its lower triangle: equal bits on both sides.
   __device__ __forceinline__ void put_symmetric(int row, int col, float scaled) const {

@@ -9,6 +9,7 @@
 //                                    of matrix i
 //   cluster_rank(), cluster_size(), cluster_sync(), cluster_smem(pointer, rank)
 //   thread_anew()                    threadIdx.x, for what shall be computed again, not kept
+//   half, bfloat16, to_float(x), to_half(x), to_bfloat16(x)   formats; to nearest, ties to even
 //   require_aligned(pointer, bytes)  nothing on a GPU, a check on the host
 //
 // Parameters of a kernel are structs by value, `const __grid_constant__`, 4 KB in all. Warp
@@ -28,8 +29,6 @@
 #include "../simt/simt.h"
 #else
 
-#include <cuda_bf16.h>
-#include <cuda_fp16.h>
 #include <cuda_runtime.h>
 
 #include <cstdint>
@@ -63,6 +62,32 @@ int launch(void (*kernel)(P...), dim3 grid, dim3 block, size_t shared, int clust
   }
   if (error != cudaSuccess) cudaGetLastError();  // reported here, so nobody else's
   return int(error);
+}
+
+// Those of cuda_fp16.h and cuda_bf16.h, which take the compiler longer than all else in some files.
+struct half {
+  uint16_t bits;
+};
+struct bfloat16 {
+  uint16_t bits;
+};
+__device__ __forceinline__ half to_half(float x) {
+  half to;
+  asm("cvt.rn.f16.f32 %0, %1;" : "=h"(to.bits) : "f"(x));
+  return to;
+}
+__device__ __forceinline__ bfloat16 to_bfloat16(float x) {
+  bfloat16 to;
+  asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(to.bits) : "f"(x));
+  return to;
+}
+__device__ __forceinline__ float to_float(half x) {
+  float to;
+  asm("cvt.f32.f16 %0, %1;" : "=f"(to) : "h"(x.bits));
+  return to;
+}
+__device__ __forceinline__ float to_float(bfloat16 x) {
+  return __uint_as_float(uint32_t(x.bits) << 16);
 }
 
 __device__ __forceinline__ void require_aligned(const void*, size_t) {}

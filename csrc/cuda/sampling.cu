@@ -75,12 +75,12 @@ __device__ __forceinline__ T scaled(T element, double scale) {
   if constexpr (SCALING == HALF) {
     half number;
     memcpy(&number, &element, sizeof(number));
-    number = __float2half_rn(__half2float(number) * float(scale));
+    number = to_half(to_float(number) * float(scale));
     memcpy(&element, &number, sizeof(number));
   } else if constexpr (SCALING == BFLOAT) {
-    __nv_bfloat16 number;
+    bfloat16 number;
     memcpy(&number, &element, sizeof(number));
-    number = __float2bfloat16_rn(__bfloat162float(number) * float(scale));
+    number = to_bfloat16(to_float(number) * float(scale));
     memcpy(&element, &number, sizeof(number));
   } else if constexpr (SCALING == FLOAT) {
     float number;

@@ -87,10 +87,10 @@ __device__ __forceinline__ void set(float& to, float x) {
   to = x;
 }
 __device__ __forceinline__ void set(half& to, float x) {
-  to = __float2half_rn(x);
+  to = to_half(x);
 }
-__device__ __forceinline__ void set(__nv_bfloat16& to, float x) {
-  to = __float2bfloat16_rn(x);
+__device__ __forceinline__ void set(bfloat16& to, float x) {
+  to = to_bfloat16(x);
 }
 __device__ __forceinline__ int exponent_or_nothing(int magnitude) {
   return magnitude > 0 ? exponent_of(magnitude) : NOTHING;

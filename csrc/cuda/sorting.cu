@@ -33,7 +33,7 @@ struct Half {
   static __device__ __forceinline__ float number(T bits) {
     half x;
     memcpy(&x, &bits, sizeof(x));
-    return __half2float(x);
+    return to_float(x);
   }
 };
 struct Bfloat {

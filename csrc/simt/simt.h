@@ -116,23 +116,23 @@ using std::max;
 using std::min;
 
 using half = _Float16;
-inline half __float2half_rn(float x) {
+inline half to_half(float x) {
   return half(x);
 }
-inline float __half2float(half x) {
+inline float to_float(half x) {
   return float(x);
 }
 
 // To nearest, ties to even; NaN stays one.
-struct __nv_bfloat16 {
+struct bfloat16 {
   uint16_t bits;
 };
-inline __nv_bfloat16 __float2bfloat16_rn(float x) {
+inline bfloat16 to_bfloat16(float x) {
   const uint32_t bits = __float_as_uint(x);
   if (x != x) return {0x7FFF};
   return {uint16_t((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16)};
 }
-inline float __bfloat162float(__nv_bfloat16 x) {
+inline float to_float(bfloat16 x) {
   return __uint_as_float(uint32_t(x.bits) << 16);
 }
 
