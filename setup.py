@@ -123,7 +123,7 @@ def files(pattern):
 
 LIBRARIES = {
     "cpu": (files("cpu/*.cpp"), files("cpu/*.h")),
-    "cuda": (files("cuda/*.cu"), ["csrc/cuda/build.py"]),
+    "cuda": (files("cuda/*.cu"), files("cuda/*.py")),
 }
 setup(
     ext_modules=[

@@ -44,5 +44,6 @@ def build(*more: str) -> pathlib.Path:
     """The library, with ``more`` flags (a planted fault, say); raises where it does not compile."""
     builder = load_build()
     command = ["g++", *FLAGS, "-DLK_SIMT", *more, "-x", "c++"]
-    found = builder.objects(builder.sources(), command, builder.run(["g++", *_ABOUT]), CACHE)
+    about = builder.run(["g++", *_ABOUT])
+    found = builder.objects(builder.sources(), lambda _: command, about, CACHE)
     return builder.linked(found, ["g++", "-shared"], CACHE)

@@ -193,15 +193,41 @@ def build_module():
     return simt.load_build()
 
 
+def codes(source, *architectures):
+    """What nvcc is asked for, by the PTX that it comes from."""
+    found = {}
+    for word in build_module().generate(architectures, source)[1::2]:
+        ptx, code = re.fullmatch(r"arch=compute_(\w+),code=(\w+)", word).groups()
+        found.setdefault(ptx, []).append(code)
+    return found
+
+
 def test_architectures():
     build = build_module()
-    assert build.generate(["80", "sm_90a"]) == [
+    assert build.generate(["80", "sm_90a"], "power.cu") == [
         *("-gencode", "arch=compute_80,code=sm_80"),
-        *("-gencode", "arch=compute_90a,code=sm_90a"),
+        *("-gencode", "arch=compute_90,code=sm_90a"),
     ]
-    assert build.generate(["120+PTX"])[1] == "arch=compute_120,code=[sm_120,compute_120]"
     with pytest.raises(build.BuildError, match=r"expected names like '80 90a.*got 'hopper'"):
-        build.generate(["hopper"])
+        build.generate(["hopper"], "power.cu")
+
+
+def test_machine_code_comes_from_as_little_ptx_as_there_can_be():
+    build = build_module()
+    names = build.ARCHITECTURES.split()
+    late = {"90": ["sm_90a", "sm_100f", "sm_120", "compute_90"]}
+    assert codes("power.cu", *names) == {"80": ["sm_80"], **late}
+    # Nothing runs there, and from PTX for 80 nothing is compiled.
+    assert codes("polar_cluster.cu", *names) == {
+        "80": ["sm_80", "sm_120"],
+        "90": ["sm_90a", "sm_100f", "compute_90"],
+    }
+    for source in build.WITHOUT_CLUSTERS:
+        assert codes(source, *names) == {"80": ["sm_80", *late["90"][:-1], "compute_80"]}
+    # Where clusters are is PTX that knows of them.
+    assert codes("power.cu", "80+PTX") == {"80": ["sm_80"], "90": ["compute_90"]}
+    assert codes("power.cu", "75", "121f") == {"75": ["sm_75"], "90": ["sm_121f"]}
+    assert set(build.WITHOUT_CLUSTERS) <= {source.name for source in build.sources()}
 
 
 def test_architectures_are_selected_by_a_variable(monkeypatch):
@@ -227,6 +253,54 @@ def script(folder, name, text):
     file = folder / name
     file.write_text(f"#!/bin/sh\n{text}\n")
     file.chmod(0o755)
+
+
+# Says the steps that it would take for one architecture.
+PLANNER = """
+echo "asked $@" >> LOG
+case "$*" in *--dryrun) ;; *) exit 0;; esac
+cat >&2 <<'END'
+#$ WORD=said "twice"
+#$ ptxas() { echo "ptxas $1, $WORD, $TMPDIR" >> LOG; }; STEP
+#$ echo "--image3=kind=elf,sm=100,file=x.sm_100.cubin" >> LOG
+#$ rm not_there
+END
+"""
+
+
+@pytest.mark.parametrize("step", ["ptxas -arch=sm_100 x", "ptxas -arch=sm_99 x", "false"])
+def test_machine_code_of_a_family_from_other_ptx(tmp_path, step):
+    log = tmp_path / "log"
+    text = PLANNER.replace("STEP", step).replace("LOG", str(log))
+    script(tmp_path / "bin", "nvcc", text)
+    steps = [sys.executable, build_module().STEPS, str(tmp_path / "bin" / "nvcc")]
+
+    def said(code):
+        log.write_text("")
+        done = subprocess.run([*steps, "-gencode", code], check=False)
+        return done.returncode, log.read_text().splitlines()
+
+    assert said("arch=compute_90,code=sm_100") == (
+        0, ["asked -gencode arch=compute_90,code=sm_100"]
+    )  # fmt: skip
+    status, (asked, *rest) = said("arch=compute_90,code=sm_100f")
+    assert status == 0 and asked == "asked -gencode arch=compute_90,code=sm_100 --dryrun"
+    if step != "ptxas -arch=sm_100 x":
+        assert rest == ["asked -gencode arch=compute_100f,code=sm_100f"]
+        return
+    ptxas, image = rest
+    assert re.fullmatch(r'ptxas -arch=sm_100f, said "twice", /\S+', ptxas)
+    assert image == "--image3=kind=elf,sm=100f,file=x.sm_100f.cubin"
+
+
+@pytest.mark.skipif(cuda_builds.why_no_nvcc() is not None, reason=str(cuda_builds.why_no_nvcc()))
+def test_a_step_that_fails_fails_the_build(tmp_path):
+    build = build_module()
+    source = tmp_path / "a.cu"
+    source.write_text('__global__ void f() { asm("no such instruction;"); }')
+    command = [sys.executable, str(build.STEPS), build.nvcc(), *build.generate(["100f"], "a.cu")]
+    with pytest.raises(build.BuildError, match="Parsing error near 'instruction'"):
+        build.objects([source], lambda _: command, "", tmp_path / "cache")
 
 
 def test_nvcc_of_cuda_home_comes_before_that_on_the_path(tmp_path, monkeypatch):
@@ -257,14 +331,19 @@ def test_a_source_is_compiled_again_when_something_changed(tmp_path, monkeypatch
     cache = tmp_path / "cache"
 
     def objects(*more, about="1"):
-        return build.objects([source], [*command, *more], about, cache)[0]
+        return build.objects([source], lambda _: [*command, *more], about, cache)[0]
 
     first = objects()
     assert first.is_file() and "-O1 -c" in pathlib.Path(f"{first}.log").read_text()
     assert objects() == first
     assert len({first, objects("-O2"), objects(about="2")}) == 3
-    source.write_text("two")
-    assert objects() != first
+    source.write_text('#include "a.h"\n')
+    (tmp_path / "a.h").write_text("one")
+    second = objects()
+    (tmp_path / "other.h").write_text("of no account")
+    assert objects() == second != first
+    (tmp_path / "a.h").write_text("two")
+    assert objects() not in (first, second)
 
 
 def setup(tmp_path, *command, path=None, **environment):

@@ -1,8 +1,14 @@
 """Builds the library of csrc/cuda with nvcc: ``python csrc/cuda/build.py OUT.so [80 90a ...]``.
 
 setup.py does so at installation, `make gpu` for the device that it finds. Every source is compiled
-by itself, several at once, and kept under ``build/`` with what the compiler said; it is compiled
-again when a source or header, a flag or the compiler changed.
+by itself, as many at once as there are cores, and kept under ``build/`` with what the compiler
+said; it is compiled again when it or a header of it, a flag or the compiler changed.
+
+Note [PTX]
+Half of the time goes into PTX, once for every architecture that it is made for; machine code is as
+good from PTX for an earlier one, which lacks nothing that is used here. So all machine code comes
+from PTX for 80 and 90, with which clusters of blocks came, and where there are no clusters from PTX
+for 80 alone.
 
 Environment: ``CUDA_HOME`` (a toolkit; default: the nvcc on PATH), ``LIPKERNELS_CUDA_ARCHS`` (the
 architectures; default: "80 90a 100f 120+PTX").
@@ -18,15 +24,18 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 HERE = pathlib.Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
+STEPS = HERE / "steps.py"
 CACHE = ROOT / "build" / "cuda"
 ARCHITECTURES = "80 90a 100f 120+PTX"
-FLAGS = ["-std=c++17", "-O3", "-Xcompiler", "-fPIC", "-Xptxas", "-v", "--threads", "2"]
+FLAGS = ["-std=c++17", "-O3", "-Xcompiler", "-fPIC", "-Xptxas", "-v"]
 LINK = ["-shared", "-cudart", "static", "-Xlinker", f"--version-script={HERE / 'exports.map'}"]
+# A launch of theirs in a cluster is an error.
+WITHOUT_CLUSTERS = ("bjorck.cu", "sampling.cu", "sorting.cu")
 _SAID = 4000  # characters of a compiler's complaint
 
 
@@ -34,14 +43,23 @@ class BuildError(Exception):
     """What the compiler said, or why there is none."""
 
 
+def text_of(file: pathlib.Path) -> str:
+    """A source with every header of ours that it includes, in either build."""
+    found = {}
+
+    def add(file: pathlib.Path) -> None:
+        if file not in found:
+            found[file] = file.read_text()
+            for name in re.findall(r'^#include "(.+)"', found[file], re.MULTILINE):
+                add((file.parent / name).resolve())
+
+    add(file.resolve())
+    return "\0".join(found.values())
+
+
 def sources() -> list[pathlib.Path]:
-    """The files to compile, the largest first: they take longest."""
-    return sorted(HERE.glob("*.cu"), key=lambda file: -file.stat().st_size)
-
-
-def headers() -> list[pathlib.Path]:
-    """Every header that a source may include, in either build."""
-    return sorted([*HERE.glob("*.h"), *(HERE.parent / "simt").glob("*.h")])
+    """The files to compile, the largest first with all they include: they take longest."""
+    return sorted(HERE.glob("*.cu"), key=lambda file: (-len(text_of(file)), file.name))
 
 
 def nvcc() -> str:
@@ -57,22 +75,35 @@ def nvcc() -> str:
     return found
 
 
-def generate(architectures: Sequence[str]) -> list[str]:
-    """nvcc's options for machine code of these; "90a" or "sm_90a", "+PTX" adds what others compile.
+def _ptx_for(source: str, number: int) -> int:
+    """The architecture whose PTX a source's machine code for ``number`` comes from."""
+    # No machine code for 120 runs kernels for clusters, which need more memory than it has: from
+    # PTX for 80 they are empty.
+    early = source in WITHOUT_CLUSTERS or (source.endswith("_cluster.cu") and number >= 120)
+    return 90 if number >= 90 and not early else min(number, 80)
 
-    >>> generate(["80", "sm_120+PTX"])[-1]
-    'arch=compute_120,code=[sm_120,compute_120]'
+
+def generate(architectures: Sequence[str], source: str) -> list[str]:
+    """nvcc's options for a source's machine code of these: "90a" or "sm_90a".
+
+    "+PTX" adds what devices without machine code compile, from compute capability 9.0 on.
+
+    >>> generate(["80", "sm_120+PTX"], "power.cu")[1::2]
+    ['arch=compute_80,code=sm_80', 'arch=compute_90,code=sm_120', 'arch=compute_90,code=compute_90']
     """
     options = []
     for name in architectures:
-        match = re.fullmatch(r"(?:sm_)?(\d{2,3}[af]?)(\+PTX)?", name)
+        match = re.fullmatch(r"(?:sm_)?(\d{2,3})([af]?)(\+PTX)?", name)
         if match is None:
             raise BuildError(
                 f"LIPKERNELS_CUDA_ARCHS: expected names like {ARCHITECTURES!r}, got {name!r}"
             )
-        number, ptx = match.groups()
-        code = f"[sm_{number},compute_{number}]" if ptx else f"sm_{number}"
-        options += ["-gencode", f"arch=compute_{number},code={code}"]
+        number, letter, ptx = match.groups()
+        codes = [f"arch=compute_{_ptx_for(source, int(number))},code=sm_{number}{letter}"]
+        if ptx:
+            codes.append(f"arch=compute_{_ptx_for(source, 90)},code=compute_{_ptx_for(source, 90)}")
+        for code in codes:
+            options += ["-gencode", code]
     return options
 
 
@@ -111,14 +142,17 @@ def _kept(key: str, suffix: str, command: Sequence[str], cache: pathlib.Path) ->
 
 
 def objects(
-    files: Sequence[pathlib.Path], command: Sequence[str], about: str, cache: pathlib.Path
+    files: Sequence[pathlib.Path],
+    command: Callable[[pathlib.Path], Sequence[str]],
+    about: str,
+    cache: pathlib.Path,
 ) -> list[pathlib.Path]:
-    """``command -c FILE -o OBJECT`` for each, in parallel; ``about``: what else counts."""
-    shared = "\0".join([*command, about, *(h.read_text() for h in headers())])
+    """``command(FILE) -c FILE -o OBJECT`` for each, in parallel; ``about``: what else counts."""
 
     def compiled(file: pathlib.Path) -> pathlib.Path:
-        key = f"{shared}\0{file.read_text()}"
-        return _kept(key, ".o", [*command, "-c", str(file)], cache)
+        words = command(file)
+        key = "\0".join([*words[1:], about, text_of(file)])  # whichever Python runs steps.py
+        return _kept(key, ".o", [*words, "-c", str(file)], cache)
 
     with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
         return list(pool.map(compiled, files))
@@ -126,9 +160,13 @@ def objects(
 
 def compiled(architectures: Sequence[str], cache: pathlib.Path = CACHE) -> list[pathlib.Path]:
     """nvcc's objects of all :func:`sources`; beside each, OBJECT.log has ptxas' report."""
-    compiler = nvcc()
-    command = [compiler, *FLAGS, *generate(architectures)]
-    return objects(sources(), command, run([compiler, "--version"]), cache)
+    nvcc_by_steps = [sys.executable, str(STEPS), nvcc()]
+    about = run([nvcc(), "--version"]) + STEPS.read_text()
+
+    def command(source: pathlib.Path) -> list[str]:
+        return [*nvcc_by_steps, *FLAGS, *generate(architectures, source.name)]
+
+    return objects(sources(), command, about, cache)
 
 
 def linked(

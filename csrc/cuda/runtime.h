@@ -16,10 +16,9 @@
 // functions take all 32 lanes (mask ~0u); threads that return never come to a barrier again.
 #pragma once
 
-// LK_CLUSTERS: whether blocks are compiled for clusters and for 227 KB of shared memory each.
-#ifdef LK_SIMT
-#define LK_CLUSTERS 1
-#elif defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900 && __CUDA_ARCH__ < 1200
+// LK_CLUSTERS: whether blocks know of a cluster that they are in; kernels for clusters alone are empty
+// where they do not.
+#if defined(LK_SIMT) || (defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900)
 #define LK_CLUSTERS 1
 #else
 #define LK_CLUSTERS 0
@@ -42,6 +41,10 @@ using stream_t = cudaStream_t;
 template <class... P, class... A>
 int launch(void (*kernel)(P...), dim3 grid, dim3 block, size_t shared, int cluster, void* stream,
            const A&... args) {
+  // In ascending order; see Note [PTX] in build.py.
+  constexpr int COMPILED_FOR[] = {__CUDA_ARCH_LIST__};
+  constexpr bool CLUSTERS = COMPILED_FOR[sizeof(COMPILED_FOR) / sizeof(int) - 1] >= 900;
+  if (cluster > 1 && !CLUSTERS) return int(cudaErrorInvalidConfiguration);
   cudaError_t error = cudaSuccess;
   if (shared > (48 << 10)) {
     error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int(shared));
@@ -126,20 +129,20 @@ __device__ __forceinline__ void ldmatrix_x4_trans(uint32_t to[4], const half* ro
 // Clusters came with sm_90; before it every block is one of its own.
 __device__ __forceinline__ int cluster_rank() {
   int rank = 0;
-#if __CUDA_ARCH__ >= 900
+#if LK_CLUSTERS
   asm volatile("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
 #endif
   return rank;
 }
 __device__ __forceinline__ int cluster_size() {
   int size = 1;
-#if __CUDA_ARCH__ >= 900
+#if LK_CLUSTERS
   asm volatile("mov.u32 %0, %%cluster_nctarank;" : "=r"(size));
 #endif
   return size;
 }
 __device__ __forceinline__ void cluster_sync() {
-#if __CUDA_ARCH__ >= 900
+#if LK_CLUSTERS
   asm volatile(
       "barrier.cluster.arrive.release.aligned;\n"
       "barrier.cluster.wait.acquire.aligned;" ::
@@ -151,7 +154,7 @@ __device__ __forceinline__ void cluster_sync() {
 // The same place in the shared memory of another block of the cluster.
 template <class T>
 __device__ __forceinline__ T* cluster_smem(T* mine, int rank) {
-#if __CUDA_ARCH__ >= 900
+#if LK_CLUSTERS
   T* other;
   asm("mapa.u64 %0, %1, %2;" : "=l"(other) : "l"(mine), "r"(rank));
   return other;
