@@ -30,8 +30,9 @@ $(VENV)/.audit: $(VENV)/.demo
 demo: $(VENV)/.demo $(if $(filter --audit,$(ARGS)),$(VENV)/.audit)
 	$(BIN)/python -m lipkernels.demo $(ARGS)
 
+# One process of tests for every core, each with the tests of whole files.
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n auto --maxprocesses 8 --dist loadfile $(ARGS)
 
 # The other libraries name torch without a version: --no-deps keeps the one that is installed.
 PEERS ?= deel-torchlip==1.0.5 orthogonium==0.0.4

@@ -4,6 +4,7 @@
 default profile, ci, has a few hundred, the same ones every time.
 """
 
+import collections
 import os
 import sys
 
@@ -65,7 +66,7 @@ def built_for_gpus():
 
 def pytest_collection_finish(session):
     """Compile kernels for GPUs beside the tests that run before those of the builds."""
-    if session.config.option.collectonly:
+    if session.config.option.collectonly or _is_worker(session.config):
         return
     for item in session.items:
         if item.path.name == "test_triton_builds.py" and hasattr(item, "callspec"):
@@ -75,12 +76,38 @@ def pytest_collection_finish(session):
             cuda_builds.start()
 
 
+# With pytest-xdist there is a process for each core, and none is left to compile beside them. What
+# each of them counts comes together in the one that reports.
+_RANDOM = {"calls": collections.Counter(), "refused": collections.Counter()}
+
+
+def _is_worker(config):
+    return hasattr(config, "workeroutput")
+
+
+def _random_calls():
+    fuzzing = sys.modules.get("fuzzing")
+    return {"calls": fuzzing.CALLS, "refused": fuzzing.REFUSED} if fuzzing else {}
+
+
+def pytest_sessionfinish(session):
+    if _is_worker(session.config):
+        session.config.workeroutput["random"] = {k: dict(v) for k, v in _random_calls().items()}
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node):
+    for kind, counts in getattr(node, "workeroutput", {}).get("random", {}).items():
+        _RANDOM[kind].update(counts)
+
+
 def pytest_terminal_summary(terminalreporter):
     """What the random calls of this run came to."""
-    fuzzing = sys.modules.get("fuzzing")
-    if fuzzing is not None and fuzzing.CALLS:
-        calls, refused = sum(fuzzing.CALLS.values()), sum(fuzzing.REFUSED.values())
+    for kind, counts in _random_calls().items():
+        _RANDOM[kind].update(counts)
+    names, calls, refused = len(_RANDOM["calls"]), *(_RANDOM[k].total() for k in _RANDOM)
+    if calls:
         terminalreporter.write_line(
-            f"random calls: {calls} of {len(fuzzing.CALLS)} public names, {calls - refused} with a"
+            f"random calls: {calls} of {names} public names, {calls - refused} with a"
             f" result, {refused} refused as documented"
         )

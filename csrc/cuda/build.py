@@ -177,11 +177,16 @@ def linked(
     return _kept("\0".join([*command, *inputs]), ".so", [*command, *inputs], cache)
 
 
+def library(architectures: Sequence[str], cache: pathlib.Path = CACHE) -> pathlib.Path:
+    """The library in the cache."""
+    return linked(compiled(architectures, cache), [nvcc(), *LINK], cache)
+
+
 def build(out: pathlib.Path, architectures: Sequence[str], cache: pathlib.Path = CACHE) -> None:
     """Writes the library to ``out``; BuildError says why it could not."""
-    library = linked(compiled(architectures, cache), [nvcc(), *LINK], cache)
+    kept = library(architectures, cache)
     out.parent.mkdir(parents=True, exist_ok=True)
-    shutil.copyfile(library, out)
+    shutil.copyfile(kept, out)
 
 
 if __name__ == "__main__":

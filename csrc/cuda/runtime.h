@@ -16,8 +16,8 @@
 // functions take all 32 lanes (mask ~0u); threads that return never come to a barrier again.
 #pragma once
 
-// LK_CLUSTERS: whether blocks know of a cluster that they are in; kernels for clusters alone are empty
-// where they do not.
+// LK_CLUSTERS: whether blocks know of a cluster that they are in. Where they do not, kernels for
+// clusters alone are empty.
 #if defined(LK_SIMT) || (defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900)
 #define LK_CLUSTERS 1
 #else
