@@ -10,7 +10,6 @@ import importlib.util
 import os
 import pathlib
 import platform
-from distutils import log
 
 from setuptools import Extension, setup
 from setuptools.command.bdist_wheel import bdist_wheel
@@ -100,7 +99,7 @@ class BuildLibraries(build_ext):
                 objects += compiled(kernels, "amx", INSTRUCTION_SETS["avx512"] + AMX)
                 about.append("-DLK_HAS_AMX")
             except CompileError:
-                self.announce("lipkernels goes without AMX: the compiler lacks it", level=log.WARN)
+                self.warn("lipkernels goes without AMX: the compiler lacks it")
         objects += compiled(library, "library", about)
         path = self.get_ext_fullpath(ext.name)
         os.makedirs(os.path.dirname(path), exist_ok=True)

@@ -4,7 +4,8 @@
 // C = alpha A B + beta C, for A (M, K), B (K, N), C (M, N) with arbitrary strides. B is copied into
 // panels of NR columns; A is read where it lies (or there, if B = A^T), one scalar at a time, and
 // broadcast. `lower` skips the tiles that lie strictly above the diagonal: a symmetric result costs
-// half (see `mirror` in transpose.h).
+// half (see `mirror` in transpose.h). Large products of float32 go to the tile unit where there is one:
+// see tiles.h.
 //
 // The threads of a team (see team.h) share the tiles. Who computes a tile is a matter of chance, what
 // is computed in it is not: results are bitwise the same for every team.
@@ -25,7 +26,6 @@ constexpr int MR = VECTOR_BYTES == 64 ? 8 : 4;
 // Columns of a panel, and of a tile: two vectors.
 template <class T>
 constexpr int NR = 2 * VECTOR_BYTES / sizeof(T);
-
 
 // One tile: MR rows of A against one panel of B, summed over k.
 template <class T, class TA>

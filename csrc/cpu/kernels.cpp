@@ -7,6 +7,7 @@
 #include <new>
 
 #include "polar.h"
+#include "polar_backward.h"
 #include "retract.h"
 #include "scratch.h"
 #include "sorting.h"

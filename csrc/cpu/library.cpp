@@ -129,7 +129,8 @@ Set current = best_set();
 // Changes with every change of a function below.
 extern "C" int lk_abi_version() { return 3; }
 
-// 0, 1, 2, 3: baseline, AVX2, AVX-512, AVX-512 and AMX. Asking for one that the processor lacks changes nothing.
+// 0, 1, 2, 3: baseline, AVX2, AVX-512, AVX-512 and AMX. Asking for one that the processor lacks
+// changes nothing.
 extern "C" int lk_instruction_set() { return current; }
 extern "C" void lk_use_instruction_set(int set) {
   if (set >= BASELINE && set <= best_set()) current = static_cast<Set>(set);

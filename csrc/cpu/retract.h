@@ -2,7 +2,8 @@
 // mathematics. m <= n, X = W / scale, E = I - X X^T.
 #pragma once
 
-#include "polar.h"
+#include "defect.h"
+#include "range.h"
 
 namespace lipkernels {
 namespace {
@@ -159,7 +160,7 @@ inline void polar_retract(const Team& team, const Retract& job, Workspace space)
       correction_rounding(m, correction, norm) + off * std::sqrt(1 + norm);
   const float factor = float(job.margin / (1 + lost));
   gemm<float>(team, m, n, m, read_only(squared), read_only(w), w, c > 0 ? factor : 0.5f * factor,
-              factor, false, (float*)packed, digits_of(job.scale));
+              factor, false, (float*)packed, digits_by_size(job.scale));
   *job.status = DONE;
 }
 
@@ -180,7 +181,7 @@ inline void polar_project(const Team& team, const Project& job, Workspace space)
   View<float> symmetric = rows_of(space.take<float>(m * ld), ld);
   const int64_t tall = packed_size<float>(n, m), wide = packed_size<float>(m, n);
   float* packed = space.take<float>(tall > wide ? tall : wide);
-  const Digits digits = digits_of(team, job.rows, job.cols, job.grad, job.scale,
+  const Digits digits = digits_by_size(team, job.rows, job.cols, job.grad, job.scale,
                                   space.take<double>(job.rows));
   const float inverse = float(1 / job.scale);  // once in each product: its square may overflow
   gemm<float>(team, m, m, n, read_only(g), w.t(), t, -0.5f * inverse, 0.0f, false, packed,

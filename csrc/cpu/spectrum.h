@@ -170,7 +170,7 @@ inline int best_block(int degree) {
 }
 
 // How exact a product of matrices of norm 1 has to be that counts by this factor.
-inline Digits digits_for(double weight) { return weight < 0.02 ? Digits::HALF : Digits::ALL; }
+inline Digits digits_by_weight(double weight) { return weight < 0.02 ? Digits::HALF : Digits::ALL; }
 
 // sum_{i >= from} |c_i|
 inline double weight_from(const Series& series, int from) {
@@ -183,7 +183,7 @@ inline double weight_from(const Series& series, int from) {
 inline void raise(const Team& team, const Powers& y, const Series& series) {
   for (int i = 2; i <= y.q; ++i) {
     gemm<float>(team, y.n, y.n, y.n, read_only(y.power(i / 2)), read_only(y.power(i - i / 2)),
-                y.power(i), 1.0f, 0.0f, true, y.packed, digits_for(weight_from(series, i)));
+                y.power(i), 1.0f, 0.0f, true, y.packed, digits_by_weight(weight_from(series, i)));
     mirror(team, y.n, y.power(i));
   }
 }
@@ -218,7 +218,7 @@ inline void polynomial(const Team& team, const Powers& y, const Series& series, 
   while (top-- > 0) {
     block(top, next, {nullptr, 0, 0}, 0.0f);
     gemm<float>(team, y.n, y.n, y.n, read_only(now), read_only(y.power(y.q)), next, 1.0f, 1.0f, true,
-                y.packed, digits_for(weight_from(series, (top + 1) * y.q)));
+                y.packed, digits_by_weight(weight_from(series, (top + 1) * y.q)));
     mirror(team, y.n, next);
     std::swap(now, next);
   }

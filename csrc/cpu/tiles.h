@@ -1,8 +1,8 @@
 // Matrix products on the tile registers of AMX, in float32 by way of bfloat16.
 //
 // A float32 number is a sum of three bfloat16 ones, a = a0 + a1 + a2, |a1| <= 2^-9 |a| and |a2| <=
-// 2^-18 |a|. The tile unit multiplies bfloat16 exactly and adds up in float32, sixteen times as fast
-// as vectors multiply float32: the six products a_i b_j with i + j <= 2 leave out less than 2^-25
+// 2^-18 |a|. The tile unit multiplies bfloat16 exactly and adds up in float32, up to sixteen times as
+// fast as vectors multiply float32: the six products a_i b_j with i + j <= 2 leave out less than 2^-25
 // |a b|, which float32 rounds anyway; the three with i + j <= 1 leave out 3 * 2^-18 |a b|.
 // (Henry, Tang, Heinecke: Leveraging the bfloat16 artificial intelligence datatype for
 // higher-precision computations, arXiv:1904.06376.)
