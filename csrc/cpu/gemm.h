@@ -27,26 +27,28 @@ constexpr int MR = VECTOR_BYTES == 64 ? 8 : 4;
 template <class T>
 constexpr int NR = 2 * VECTOR_BYTES / sizeof(T);
 
-// One tile: MR rows of A against one panel of B, summed over k.
-template <class T, class TA>
+// One tile: MR rows of A against the first VECTORS vectors of each row of a panel of B, summed over k.
+template <int VECTORS, class T, class TA>
 static inline void tile(int64_t k, const TA* a, int64_t rs, int64_t cs, const T* panel, T* out) {
   typedef typename Lanes<T>::type V;
-  V acc[MR][2];
-  for (int i = 0; i < MR; ++i) acc[i][0] = acc[i][1] = V{};
+  constexpr int L = NR<T> / 2, LAST = VECTORS - 1;
+  V acc[MR][VECTORS];
+  for (int i = 0; i < MR; ++i)
+    for (int v = 0; v < VECTORS; ++v) acc[i][v] = V{};
   for (int64_t p = 0; p < k; ++p) {
-    const V b0 = *(const V*)(panel), b1 = *(const V*)(panel + NR<T> / 2);
+    const V b0 = *(const V*)panel, b1 = *(const V*)(panel + LAST * L);
     panel += NR<T>;
 #pragma GCC unroll 8
     for (int i = 0; i < MR; ++i) {
       const T x = (T)a[i * rs];
       acc[i][0] += x * b0;
-      acc[i][1] += x * b1;
+      if constexpr (VECTORS == 2) acc[i][1] += x * b1;
     }
     a += cs;
   }
   for (int i = 0; i < MR; ++i) {
     *(V*)(out + i * NR<T>) = acc[i][0];
-    *(V*)(out + i * NR<T> + NR<T> / 2) = acc[i][1];
+    if constexpr (VECTORS == 2) *(V*)(out + i * NR<T> + L) = acc[i][1];
   }
 }
 
@@ -61,18 +63,25 @@ struct Summed<T, 0> {
   typedef T type;
 };
 
-template <class T, int CHUNK, class TA>
+// to += from, for a tile of so many vectors of T, whatever it is summed in.
+template <int VECTORS, class T, class From, class To>
+static inline void add_tile(const From* from, To* to) {
+  for (int i = 0; i < MR; ++i)
+    for (int x = i * NR<T>; x < i * NR<T> + VECTORS * NR<T> / 2; ++x) to[x] += from[x];
+}
+
+template <int VECTORS, class T, int CHUNK, class TA>
 static inline void summed_tile(int64_t k, const TA* a, int64_t rs, int64_t cs, const T* panel,
                                typename Summed<T, CHUNK>::type* sum) {
   if constexpr (CHUNK == 0) {
-    tile<T, TA>(k, a, rs, cs, panel, sum);
+    tile<VECTORS, T, TA>(k, a, rs, cs, panel, sum);
   } else {
     alignas(64) T out[MR * NR<T>];
     for (int x = 0; x < MR * NR<T>; ++x) sum[x] = 0;
     for (int64_t p = 0; p < k; p += CHUNK) {
       const int64_t depth = k - p < CHUNK ? k - p : CHUNK;
-      tile<T, TA>(depth, a + p * cs, rs, cs, panel + p * NR<T>, out);
-      for (int x = 0; x < MR * NR<T>; ++x) sum[x] += out[x];
+      tile<VECTORS, T, TA>(depth, a + p * cs, rs, cs, panel + p * NR<T>, out);
+      add_tile<VECTORS, T>(out, sum);
     }
   }
 }
@@ -191,19 +200,29 @@ void gemm(const Team& everyone, int64_t m, int64_t n, int64_t k, View<const TA> 
   const bool is_gram =
       (const void*)a.data == (const void*)b.data && a.rs == b.cs && a.cs == b.rs && m == n;
   // The tile at strip s and panel j, summed over terms [k0, k0 + depth) into `out`.
-  const auto sum = [&](int64_t s, int64_t j, int64_t k0, int64_t depth, Sum* out) {
+  const auto sum = [&](auto vectors, int64_t s, int64_t j, int64_t k0, int64_t depth, Sum* out) {
+    constexpr int VECTORS = decltype(vectors)::value;
     const int64_t i0 = s * MR, height = m - i0 < MR ? m - i0 : MR;
     const T* panel = packed + (j * k + k0) * NR<T>;
     if (is_gram) {
       const T* rows = packed + (i0 / NR<T> * k + k0) * NR<T> + i0 % NR<T>;
-      summed_tile<T, CHUNK, T>(depth, rows, 1, NR<T>, panel, out);
+      summed_tile<VECTORS, T, CHUNK, T>(depth, rows, 1, NR<T>, panel, out);
     } else if (height == MR) {
-      summed_tile<T, CHUNK, TA>(depth, a.data + i0 * a.rs + k0 * a.cs, a.rs, a.cs, panel, out);
+      summed_tile<VECTORS, T, CHUNK, TA>(depth, a.data + i0 * a.rs + k0 * a.cs, a.rs, a.cs, panel, out);
     } else {  // the last rows: a tile of which some rows repeat the last one
       TA edge[MR * KC];
       for (int64_t p = 0; p < depth; ++p)
         for (int i = 0; i < MR; ++i) edge[p * MR + i] = a(i0 + (i < height ? i : height - 1), k0 + p);
-      summed_tile<T, CHUNK, TA>(depth, edge, 1, MR, panel, out);
+      summed_tile<VECTORS, T, CHUNK, TA>(depth, edge, 1, MR, panel, out);
+    }
+  };
+  // The same for terms [k0, end), no more than KC of them at a time.
+  const auto summed = [&](auto vectors, int64_t s, int64_t j, int64_t k0, int64_t end,
+                                      Sum* out, Sum* more) {
+    sum(vectors, s, j, k0, end - k0 < KC ? end - k0 : KC, out);
+    for (int64_t p = k0 + KC; p < end; p += KC) {
+      sum(vectors, s, j, p, end - p < KC ? end - p : KC, more);
+      add_tile<decltype(vectors)::value, T>(more, out);
     }
   };
   // KC terms at a time, which C adds up; a C that is there already is rounded only once.
@@ -214,17 +233,16 @@ void gemm(const Team& everyone, int64_t m, int64_t n, int64_t k, View<const TA> 
     for (int64_t k0 = 0; k0 < k || k0 == 0; k0 += at_once) {
       const int64_t end = k - k0 < at_once ? k : k0 + at_once;
       for (int64_t j = first; j < last; ++j) {
-        const int64_t j0 = j * NR<T>, width = n - j0 < NR<T> ? n - j0 : NR<T>;
+        const int64_t j0 = j * NR<T>, there = n - j0 < NR<T> ? n - j0 : NR<T>;
         for (int64_t s = s0; s < s1; ++s) {
           const int64_t i0 = s * MR, height = m - i0 < MR ? m - i0 : MR;
-          if (lower && j0 > i0 + height - 1) continue;
-          int64_t p = k0;
-          do {
-            sum(s, j, p, end - p < KC ? end - p : KC, p == k0 ? out : more);
-            if (p > k0)
-              for (int x = 0; x < MR * NR<T>; ++x) out[x] += more[x];
-            p += KC;
-          } while (p < end);
+          // As many columns as there are, with `lower` those up to the last row's diagonal.
+          const int64_t reach = lower ? i0 + height - j0 : there, width = reach < there ? reach : there;
+          if (width <= 0) continue;
+          if (width <= NR<T> / 2)
+            summed(std::integral_constant<int, 1>(), s, j, k0, end, out, more);
+          else
+            summed(std::integral_constant<int, 2>(), s, j, k0, end, out, more);
           put_block<NR<T>, TC, Sum>({&c(i0, j0), c.rs, c.cs}, height, width, out, alpha,
                                     k0 == 0 ? beta : Sum(1));
         }
