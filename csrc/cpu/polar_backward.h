@@ -36,7 +36,24 @@ inline void lyapunov(const Team& team, int64_t m, View<const float> a, View<floa
   const double few = enough * (1 << 15), half = enough * std::ldexp(1.0, 32);
   Kept kept;
   Digits allowed = digits;
+  // <V, L V> of the last two Lanczos vectors, of which the conjugate gradients' numbers tell, and what
+  // the next one's has less for the next direction's.
+  double value = 0, value_before = 0, carried = 0, turn = 0;
   for (int step = 0; step < CG_STEPS && rest > enough; ++step) {
+    if (step > 1) {
+      // One more step for no product, where it is the last one: values hardly change any more, and
+      // so the length is known. Where this one does all the same, it lies in the spectrum's hull, and
+      // what stays of the rest is about twice what is allowed at most.
+      const double length = 1 / (value - carried), off = length * (value - value_before);
+      if (length > 0 && rest * (turn + off * off) <= enough) {
+        team.each(m, m / 8, [&](int64_t i) {
+          float* yi = y.row(i);
+          const float* di = d.row(i);
+          for (int64_t j = 0; j < m; ++j) yi[j] += float(length) * di[j];
+        });
+        break;
+      }
+    }
     if (allowed == Digits::ALL && rest < half) allowed = Digits::HALF;
     if (allowed == Digits::HALF && rest < few) allowed = Digits::FEW;
     gemm<float>(team, m, m, m, a, read_only(d), h, 1.0f, 0.0f, false, packed, allowed, &kept);
@@ -44,23 +61,26 @@ inline void lyapunov(const Team& team, int64_t m, View<const float> a, View<floa
     const double along =
         2 * sum_over_rows(team, m, partial, [&](int64_t i) { return dot(d.row(i), h.row(i), m); });
     if (!(along > 0)) break;
-    const float length = float(rest / along);
+    const double length = rest / along;
     const auto advance = [&](int64_t i, int64_t j0, int64_t j1, const float* turned) {
       float *yi = y.row(i), *ci = c.row(i);
       const float *di = d.row(i), *hi = h.row(i);
       for (int64_t j = j0; j < j1; ++j) {
-        yi[j] += length * di[j];
-        ci[j] -= length * (hi[j] - turned[j - j0]);
+        yi[j] += float(length) * di[j];
+        ci[j] -= float(length) * (hi[j] - turned[j - j0]);
       }
     };
     with_transpose<float>(team, m, read_only(h), false, advance);
     const double now = squared(c);
-    const float turn = float(now / rest);
+    turn = now / rest;
     rest = now;
+    value_before = value;
+    value = 1 / length + carried;
+    carried = turn / length;
     team.each(m, m / 8, [&](int64_t i) {
       float* di = d.row(i);
       const float* ci = c.row(i);
-      for (int64_t j = 0; j < m; ++j) di[j] = ci[j] + turn * di[j];
+      for (int64_t j = 0; j < m; ++j) di[j] = ci[j] + float(turn) * di[j];
     });
   }
 }
