@@ -11,8 +11,12 @@
 namespace lipkernels {
 namespace {  // each instruction set has its own copy: see kernels.cpp
 
-// Norm that may be given away by dividing by it instead of taking the step U + E U / 2.
-constexpr double MAX_SHRINK = 4e-7;
+// Norm that may be given away by dividing by it instead of taking the step U + E U / 2. It counts four
+// times in |I - U U^T|, what roundings ask for anyway (1 - margin) twice: together within 1e-5.
+inline double max_shrink(double margin) {
+  const double shrink = (0.5e-5 - (1 - margin)) / 3;
+  return shrink < 4e-7 ? 4e-7 : shrink < 1e-6 ? shrink : 1e-6;
+}
 
 // sum_i f(i) over the rows of a matrix. The rows are added up in order, whoever computed them.
 // `partial` holds n doubles.
@@ -136,11 +140,12 @@ inline double finish(const Team& team, int64_t m, int64_t n, View<float> u, doub
   double* packed = space.take<double>(packed_size<double>(n > m ? n : m, m));
   double bound = *defect_out = defect(team, m, n, read_only(u), 1.0, e, packed, partial);
   View<float> half = rows_of((float*)e2.data, ld);
-  if (bound > 2 * MAX_SHRINK && likely_bound(m, bound) < 2 * MAX_SHRINK && !takes_step(m, n))
+  const double enough = 2 * max_shrink(margin);
+  if (bound > enough && likely_bound(m, bound) < enough && !takes_step(m, n))
     bound = bound_of(team, m, e, bound, half, rows_of((float*)e2.data + m * ld, ld),
                      rows_of(space.take<float>(m * ld), ld), partial, (float*)packed) +
             defect_rounding(m, n, bound);
-  if (bound <= 2 * MAX_SHRINK) {
+  if (bound <= enough) {
     const double factor = scale * margin / std::sqrt(1 + bound);
     multiply(team, m, n, u, float(factor));
     return factor;
