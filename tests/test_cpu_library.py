@@ -128,6 +128,41 @@ def test_gradients_of_well_conditioned_weights_are_as_good_as_the_references(sha
         assert error <= 3e-6, condition  # 9e-7
 
 
+# What conjugate gradients see little of until late, or stop early for: the length of their last step
+# is told from the steps before.
+SPECTRA = {
+    "one value": lambda i: torch.ones_like(i),
+    "two values": lambda i: 1 + 2.1 * (i % 2),
+    "two values of which one is rare": lambda i: 1 + 2.8 * (i == 7),
+    "a rare small one": lambda i: 1 - 0.7 * (i == 7),
+    "one at each end": lambda i: 1 + (i == 3) - 0.45 * (i == 5),
+    "two clusters": lambda i: 1 + 2.1 * (i % 2) + 1e-3 * torch.sin(i),
+    "three clusters": lambda i: 1 + (i % 3) + 1e-2 * torch.sin(i),
+    "crowded below": lambda i: 1 + 2 * (i / 120) ** 8,
+    "crowded above": lambda i: 3 - 2 * (i / 120) ** 8,
+}
+
+
+@pytest.mark.parametrize("shape", [(120, 120), (120, 250)], ids=str)
+@pytest.mark.parametrize("name", SPECTRA)
+def test_gradients_of_every_spectrum(name, shape):
+    values = SPECTRA[name](torch.arange(120, dtype=torch.float64))
+    left = torch.linalg.qr(torch.randn(120, 120, generator=generator(), dtype=torch.float64))[0]
+    right = torch.linalg.qr(torch.randn(shape[::-1], generator=generator(1), dtype=torch.float64))[0]
+    w = left * values @ right.mT
+    grads = {
+        "noise": torch.randn(shape, generator=generator(9)),
+        "of two directions": torch.outer(left[:, 7], right[:, 5]).float(),
+    }
+    for kind, grad in grads.items():
+        wide = w.clone().requires_grad_()
+        (expected,) = torch.autograd.grad(F.polar_factor(wide), wide, grad.double())
+        leaf = w.float().requires_grad_()
+        (gradient,) = torch.autograd.grad(F.polar_factor(leaf, backend="cpu"), leaf, grad)
+        error = torch.dist(gradient.double(), expected) / expected.norm()
+        assert error <= 3e-6, kind  # 1.4e-6
+
+
 def _rank_one_plus(noise, rows, cols):
     left = torch.randn(rows, 1, generator=generator(2))
     right = torch.randn(1, cols, generator=generator(3))

@@ -11,6 +11,7 @@
 
 #include "defect.h"
 #include "range.h"
+#include "series.h"
 #include "spectrum.h"
 
 namespace lipkernels {
@@ -48,8 +49,8 @@ inline void polar_forward(const Team& team, const Forward& job, Workspace space)
   float* packed = space.take<float>(packed_floats > packed_size<float>(m, n) ? packed_floats
                                                                               : packed_size<float>(m, n));
   float* vectors = space.take<float>(3 * m);
-  Powers y{m, ld, 1, space.take<float>(7 * m * ld), packed};
-  View<float> a = y.power(1);
+  Basis y{m, ld, 1, space.take<float>(7 * m * ld), packed};
+  View<float> a = y.t(1);
   gemm<float>(team, m, m, n, w, w.t(), a, 1.0f, 0.0f, true, packed);
   mirror(team, m, a);
 
@@ -65,7 +66,6 @@ inline void polar_forward(const Team& team, const Forward& job, Workspace space)
   const Series inverse_root = inverse_root_series(delta, m == n ? LOOSE_SERIES : TIGHT_SERIES);
   if (inverse_root.degree < 0) return give_up(ILL_CONDITIONED);
   y.q = best_block(inverse_root.degree);
-  if (y.q > 5) y.q = 5;
   // y = (G / middle - I) / delta has its eigenvalues in [-1, 1].
   team.each(m, m / 8, [&](int64_t i) {
     float* row = a.row(i);

@@ -37,15 +37,16 @@ inline void lyapunov(const Team& team, int64_t m, View<const float> a, View<floa
   Kept kept;
   Digits allowed = digits;
   // <V, L V> of the last two Lanczos vectors, of which the conjugate gradients' numbers tell, and what
-  // the next one's has less for the next direction's.
-  double value = 0, value_before = 0, carried = 0, turn = 0;
+  // the next one's has less for the next direction's; by how much a step changed the rest, and the
+  // worst of them.
+  double value = 0, value_before = 0, carried = 0, turn = 0, worst = 0;
   for (int step = 0; step < CG_STEPS && rest > enough; ++step) {
     if (step > 1) {
-      // One more step for no product, where it is the last one: values hardly change any more, and
-      // so the length is known. Where this one does all the same, it lies in the spectrum's hull, and
-      // what stays of the rest is about twice what is allowed at most.
+      // The last step needs no product where its length is known because values hardly change any
+      // more. One fast step is no reason to expect another: of a spectrum in clusters each resolves
+      // one, and what is left inside of them takes as many again.
       const double length = 1 / (value - carried), off = length * (value - value_before);
-      if (length > 0 && rest * (turn + off * off) <= enough) {
+      if (length > 0 && rest * (turn + off * off) <= enough && rest * worst <= 4 * enough) {
         team.each(m, m / 8, [&](int64_t i) {
           float* yi = y.row(i);
           const float* di = d.row(i);
@@ -73,6 +74,7 @@ inline void lyapunov(const Team& team, int64_t m, View<const float> a, View<floa
     with_transpose<float>(team, m, read_only(h), false, advance);
     const double now = squared(c);
     turn = now / rest;
+    worst = turn > worst ? turn : worst;
     rest = now;
     value_before = value;
     value = 1 / length + carried;

@@ -1,12 +1,11 @@
-// Where the eigenvalues of a symmetric matrix lie, and a polynomial that takes a function of them.
+// Where the eigenvalues of a symmetric matrix lie.
 #pragma once
 
 #include <cmath>
 #include <cstdint>
-#include <cstring>
-#include <utility>
 
-#include "gemm.h"
+#include "matrix.h"
+#include "team.h"
 
 namespace lipkernels {
 namespace {  // each instruction set has its own copy: see kernels.cpp
@@ -95,138 +94,6 @@ inline Interval estimate_spectrum(const Team& team, int64_t n, View<const float>
 inline Interval widened(Interval x) {
   const double slack = 0.04 * (x.high - x.low) + 1e-6 * std::fabs(x.high);
   return {x.low - slack, x.high + slack};
-}
-
-constexpr int MAX_DEGREE = 32;
-
-// sum_i c[i] y^i
-struct Series {
-  int degree;  // -1: there is none
-  double c[MAX_DEGREE + 1];
-};
-
-// Chebyshev's polynomials T_j at the nodes x_i of his interpolation.
-struct Nodes {
-  static constexpr int COUNT = 40;
-  double x[COUNT], t[COUNT][COUNT];  // t[j][i] = T_j(x_i)
-  Nodes() {
-    for (int i = 0; i < COUNT; ++i) {
-      x[i] = std::cos(M_PI * (i + 0.5) / COUNT);
-      for (int j = 0; j < COUNT; ++j)
-        t[j][i] = j == 0 ? 1.0 : j == 1 ? x[i] : 2 * x[i] * t[j - 1][i] - t[j - 2][i];
-    }
-  }
-};
-
-// The polynomial of least degree that approximates (1 + delta y)^(-1/2) on [-1, 1] to `tolerance`,
-// by Chebyshev interpolation. None where MAX_DEGREE is not enough.
-inline Series inverse_root_series(double delta, double tolerance) {
-  static const Nodes nodes;
-  constexpr int NODES = Nodes::COUNT;
-  double value[NODES], chebyshev[NODES];
-  for (int i = 0; i < NODES; ++i) value[i] = 1 / std::sqrt(1 + delta * nodes.x[i]);
-  for (int j = 0; j < NODES; ++j) chebyshev[j] = (j ? 2.0 : 1.0) / NODES * dot(nodes.t[j], value, NODES);
-  double tail = 0;
-  int degree = NODES - 1;
-  while (degree > 0 && tail + std::fabs(chebyshev[degree]) <= tolerance)
-    tail += std::fabs(chebyshev[degree--]);
-  Series sum{degree, {}};
-  if (degree > MAX_DEGREE) {
-    sum.degree = -1;
-    return sum;
-  }
-  // The same in powers: T_0 = 1, T_1 = y, T_{j+1} = 2 y T_j - T_{j-1}.
-  double before[MAX_DEGREE + 2] = {1}, now[MAX_DEGREE + 2] = {0, 1};
-  sum.c[0] = chebyshev[0];
-  for (int j = 1; j <= degree; ++j) {
-    for (int i = 0; i <= j; ++i) sum.c[i] += chebyshev[j] * now[i];
-    for (int i = j + 1; i >= 0; --i) {
-      const double next = (i ? 2 * now[i - 1] : 0.0) - before[i];
-      before[i] = next;
-    }
-    for (int i = 0; i <= j + 1; ++i) {
-      const double swapped = before[i];
-      before[i] = now[i];
-      now[i] = swapped;
-    }
-  }
-  return sum;
-}
-
-// The powers y^1 .. y^q of a symmetric matrix, shared by the polynomials that are taken of it.
-struct Powers {
-  int64_t n, ld;
-  int q;
-  float* first;  // q matrices of n * ld, one after the other
-  float* packed;
-  View<float> power(int i) const { return rows_of(first + (i - 1) * n * ld, ld); }
-};
-
-// How many powers make a polynomial of this degree cheapest (Paterson and Stockmeyer, 1973).
-inline int best_block(int degree) {
-  int q = 1;
-  while (q * (q + 1) < degree) ++q;
-  return q;
-}
-
-// How exact a product of matrices of norm 1 has to be that counts by this factor.
-inline Digits digits_by_weight(double weight) { return weight < 0.02 ? Digits::HALF : Digits::ALL; }
-
-// sum_{i >= from} |c_i|
-inline double weight_from(const Series& series, int from) {
-  double sum = 0;
-  for (int i = from; i <= series.degree; ++i) sum += std::fabs(series.c[i]);
-  return sum;
-}
-
-// y^1 is there; computes the others for this series.
-inline void raise(const Team& team, const Powers& y, const Series& series) {
-  for (int i = 2; i <= y.q; ++i) {
-    gemm<float>(team, y.n, y.n, y.n, read_only(y.power(i / 2)), read_only(y.power(i - i / 2)),
-                y.power(i), 1.0f, 0.0f, true, y.packed, digits_by_weight(weight_from(series, i)));
-    mirror(team, y.n, y.power(i));
-  }
-}
-
-// result = scale * series(y), by Horner's rule in y^q. `other` is scratch of the same size.
-inline void polynomial(const Team& team, const Powers& y, const Series& series, double scale,
-                       View<float> result, View<float> other) {
-  const double* c = series.c;
-  const int degree = series.degree, blocks = degree / y.q;
-  View<float> now = result, next = other;
-  const auto block = [&](int b, View<float> to, View<float> plus, float factor) {
-    // to = sum_{i < q} c[b q + i] y^i + factor * plus
-    team.each(y.n, y.n * y.q / 8, [&](int64_t i) {
-      float* row = to.row(i);
-      const float* add = plus.data ? plus.row(i) : nullptr;
-      for (int64_t j = 0; j < y.n; ++j) row[j] = add ? factor * add[j] : 0.0f;
-      for (int p = 1; p < y.q && b * y.q + p <= degree; ++p) {
-        const float weight = float(scale * c[b * y.q + p]);
-        const float* power = y.power(p).row(i);
-        for (int64_t j = 0; j < y.n; ++j) row[j] += weight * power[j];
-      }
-      row[i] += float(scale * c[b * y.q]);
-    });
-  };
-  int top = blocks;
-  if (top > 0 && degree == top * y.q) {  // the first block is a number: no product yet
-    --top;
-    block(top, now, y.power(y.q), float(scale * c[degree]));
-  } else {
-    block(top, now, {nullptr, 0, 0}, 0.0f);
-  }
-  while (top-- > 0) {
-    block(top, next, {nullptr, 0, 0}, 0.0f);
-    gemm<float>(team, y.n, y.n, y.n, read_only(now), read_only(y.power(y.q)), next, 1.0f, 1.0f, true,
-                y.packed, digits_by_weight(weight_from(series, (top + 1) * y.q)));
-    mirror(team, y.n, next);
-    std::swap(now, next);
-  }
-  if (now.data != result.data) {
-    team.each(y.n, y.n / 8, [&](int64_t i) {
-      std::memcpy(result.row(i), now.row(i), y.n * sizeof(float));
-    });
-  }
 }
 
 }  // namespace
