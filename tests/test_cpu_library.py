@@ -572,14 +572,63 @@ def test_both_paths_give_the_same_bits(backend):
     assert_same_bits(*found)
 
 
+ALONE = {
+    "square": near_orthogonal(12, 12),
+    "wide": near_orthogonal(12, 70),
+    "tall": near_orthogonal(70, 12),
+    "one row": torch.randn(1, 9, generator=generator()),
+    "ill-conditioned": cases.weight_of_condition((30, 40), 8).float(),
+    "very ill-conditioned": cases.weight_of_condition((40, 30), 1e4).float(),
+    "extreme": 1e30 * near_orthogonal(8, 12),
+    "zero": torch.zeros(4, 5),
+    "not finite": torch.full((3, 4), float("nan")),
+}
+
+
+@pytest.mark.parametrize("name", ALONE)
+def test_a_matrix_by_itself_gives_the_same_bits(name):
+    w = ALONE[name]
+    noise = torch.randn(w.shape, generator=generator(3))
+    grads = {
+        "contiguous": noise,
+        "transposed": noise.T.contiguous().T,
+        "expanded": torch.ones(()).expand(w.shape),
+        "negative": torch._neg_view(noise),
+    }
+    for scale in (1.0, 0.3):
+        for grad in grads.values():
+            found = []
+            for weights in ([w], [w, near_orthogonal(3, 4)]):
+                leaf, *others = (x.clone().requires_grad_() for x in weights)
+                result = F.polar_factor([leaf, *others], scale, backend="cpu")[0]
+                found.append([result.detach(), *torch.autograd.grad(result, leaf, grad)])
+            assert_same_bits(*found)
+
+
+def test_a_matrix_by_itself_keeps_what_the_others_do():
+    w = near_orthogonal(12, 70).requires_grad_()
+    kept = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
+        F.polar_factor(w, backend="cpu")
+    assert [tuple(t.shape) for t in kept] == [(12, 70), (12, 70), (12 * 12 + 12 + 2,)]
+    with torch.no_grad():
+        assert not F.polar_factor(w, backend="cpu").requires_grad
+    result = F.polar_factor(w, backend="cpu")
+    with torch.no_grad():
+        w.add_(1.0)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        result.sum().backward()
+
+
 @pytest.mark.parametrize("backend", ["reference", "cpu"])
 def test_no_second_derivative_of_the_polar_factor_on_either_path(backend):
     for path in (polar.polar_factor, lambda *a: polar.polar_factor_op(*a)[0]):
-        leaf = near_orthogonal(6, 9).requires_grad_()
-        (u,) = path([leaf], [1.0], F32, "high", backend)
-        (gradient,) = torch.autograd.grad(u.square().sum() + u.sum(), leaf, create_graph=True)
-        with pytest.raises(RuntimeError):
-            gradient.sum().backward()
+        for n in (1, 2):
+            leaf = near_orthogonal(6, 9).requires_grad_()
+            u = path([leaf, near_orthogonal(3, 4)][:n], [1.0] * n, F32, "high", backend)[0]
+            (gradient,) = torch.autograd.grad(u.square().sum() + u.sum(), leaf, create_graph=True)
+            with pytest.raises(RuntimeError):
+                gradient.sum().backward()
 
 
 def test_a_result_that_nobody_uses():

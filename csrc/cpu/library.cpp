@@ -127,7 +127,7 @@ Set current = best_set();
 #endif
 
 // Changes with every change of a function below.
-extern "C" int lk_abi_version() { return 3; }
+extern "C" int lk_abi_version() { return 4; }
 
 // 0, 1, 2, 3: baseline, AVX2, AVX-512, AVX-512 and AMX. Asking for one that the processor lacks
 // changes nothing.
@@ -145,6 +145,24 @@ extern "C" int lk_polar_forward(int64_t n, const int64_t* table, const double* n
 extern "C" int lk_polar_backward(int64_t n, const int64_t* table, const double* numbers,
                                  int threads) {
   LK_CALL(polar_backward, n, table, numbers, threads)
+}
+// One matrix by itself, without a table. `saved`: factor, spectrum and scalars in a row. The first
+// one returns the status (see workspace.h), or -1 if there was not enough memory.
+extern "C" int lk_polar_forward_one(int64_t weight, int64_t result, int64_t saved, int64_t rows,
+                                    int64_t cols, double scale, double margin, int threads) {
+  const int64_t m = rows < cols ? rows : cols, spectrum = saved + m * m * int64_t(sizeof(float));
+  const int64_t scalars = spectrum + m * int64_t(sizeof(float));
+  const int64_t table[] = {weight, result, saved, spectrum, scalars, rows, cols};
+  const double numbers[] = {scale, margin};
+  int32_t status = -1;
+  return lk_polar_forward(1, table, numbers, &status, threads) == 0 ? status : -1;
+}
+extern "C" int lk_polar_backward_one(int64_t grad, int64_t result, int64_t saved, int64_t out,
+                                     int64_t rows, int64_t cols, double scale, int threads) {
+  const int64_t m = rows < cols ? rows : cols, spectrum = saved + m * m * int64_t(sizeof(float));
+  const int64_t scalars = spectrum + m * int64_t(sizeof(float));
+  const int64_t table[] = {grad, result, saved, spectrum, scalars, out, rows, cols};
+  return lk_polar_backward(1, table, &scale, threads);
 }
 extern "C" int lk_polar_gram(int64_t n, const int64_t* table, int threads) {
   LK_CALL(polar_gram, n, table, threads)

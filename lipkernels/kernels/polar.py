@@ -22,6 +22,7 @@ from torch import Tensor
 from torch.library import custom_op
 
 from lipkernels.kernels.cpu import polar as cpu
+from lipkernels.kernels.cpu.single import SinglePolarFactor, is_single
 from lipkernels.kernels.cuda.split import backward_by_size, by_size
 from lipkernels.kernels.eager import is_plain_eager
 from lipkernels.kernels.lazy import from_cuda, from_triton
@@ -284,5 +285,7 @@ def polar_factor(
 ) -> list[Tensor]:
     """The scaled polar factors, by the op where something traces, directly where nothing does."""
     if is_plain_eager(weights):
+        if backend == "cpu" and is_single(weights, dtype):
+            return [SinglePolarFactor.apply(weights[0], scales[0])]  # pyright: ignore[reportReturnType]
         return list(_PolarFactor.apply(scales, dtype, precision, backend, *weights))
     return polar_factor_op(weights, scales, dtype, precision, backend)[0]

@@ -14,11 +14,14 @@ import torch
 
 from lipkernels import backends
 
-_ABI_VERSION = 3
+_ABI_VERSION = 4
 _POINTER, _INT, _INT64 = ctypes.c_void_p, ctypes.c_int, ctypes.c_int64
+_DOUBLE = ctypes.c_double
 _SIGNATURES = {
     "lk_polar_forward": (_INT64, _POINTER, _POINTER, _POINTER, _INT),
     "lk_polar_backward": (_INT64, _POINTER, _POINTER, _INT),
+    "lk_polar_forward_one": (*[_INT64] * 5, _DOUBLE, _DOUBLE, _INT),
+    "lk_polar_backward_one": (*[_INT64] * 6, _DOUBLE, _INT),
     "lk_polar_retract": (_INT64, _POINTER, _POINTER, _POINTER, _INT),
     "lk_polar_project": (_INT64, _POINTER, _POINTER, _INT),
     "lk_polar_gram": (_INT64, _POINTER, _INT),

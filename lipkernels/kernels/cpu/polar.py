@@ -65,7 +65,7 @@ def _constrained(
         )
     )
     if any(status):
-        _finish_the_others(weights, status, results, saved, numbers)
+        finish_the_others(weights, status, results, saved, numbers)
     return results, saved
 
 
@@ -85,7 +85,7 @@ def forward(
 
 
 @without_autocast
-def _finish_the_others(
+def finish_the_others(
     weights: list[Tensor],
     status: array.array,
     results: list[Tensor],
