@@ -16,8 +16,9 @@ from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_ext import build_ext
 from setuptools.errors import CompileError
 
-# GCC's elimination of redundancies costs the innermost loops of products registers, and so 4 to 15%.
-FLAGS = ["-std=c++17", "-O3", "-fno-tree-pre", "-ffp-contract=fast", "-fvisibility=hidden", "-fopenmp"]
+FLAGS = ["-std=c++17", "-O3", "-ffp-contract=fast", "-fvisibility=hidden", "-fopenmp"]
+# GCC's partial redundancy elimination costs the innermost loops of products moves: 4 to 15%.
+FLAGS += ["-fno-tree-pre"]
 INSTRUCTION_SETS = {"baseline": []}
 if platform.machine() in ("x86_64", "AMD64"):
     INSTRUCTION_SETS["avx2"] = ["-mavx2", "-mfma"]

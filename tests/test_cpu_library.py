@@ -128,8 +128,8 @@ def test_gradients_of_well_conditioned_weights_are_as_good_as_the_references(sha
         assert error <= 3e-6, condition  # 9e-7
 
 
-# What conjugate gradients see little of until late, or stop early for: the length of their last step
-# is told from the steps before.
+# What conjugate gradients see little of until late, or stop early for: the length of their last
+# step is told from the steps before.
 SPECTRA = {
     "one value": lambda i: torch.ones_like(i),
     "two values": lambda i: 1 + 2.1 * (i % 2),
@@ -147,9 +147,10 @@ SPECTRA = {
 @pytest.mark.parametrize("name", SPECTRA)
 def test_gradients_of_every_spectrum(name, shape):
     values = SPECTRA[name](torch.arange(120, dtype=torch.float64))
-    left = torch.linalg.qr(torch.randn(120, 120, generator=generator(), dtype=torch.float64))[0]
-    right = torch.linalg.qr(torch.randn(shape[::-1], generator=generator(1), dtype=torch.float64))[0]
-    w = left * values @ right.mT
+    noise = torch.randn(120, 120, generator=generator(), dtype=torch.float64)
+    left = torch.linalg.qr(noise)[0]
+    noise = torch.randn(shape[::-1], generator=generator(1), dtype=torch.float64)
+    w = left * values @ torch.linalg.qr(noise)[0].mT
     grads = {
         "noise": torch.randn(shape, generator=generator(9)),
         "of two directions": torch.outer(left[:, 7], right[:, 5]).float(),
