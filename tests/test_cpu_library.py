@@ -150,7 +150,8 @@ def test_gradients_of_every_spectrum(name, shape):
     noise = torch.randn(120, 120, generator=generator(), dtype=torch.float64)
     left = torch.linalg.qr(noise)[0]
     noise = torch.randn(shape[::-1], generator=generator(1), dtype=torch.float64)
-    w = left * values @ torch.linalg.qr(noise)[0].mT
+    right = torch.linalg.qr(noise)[0]
+    w = left * values @ right.mT
     grads = {
         "noise": torch.randn(shape, generator=generator(9)),
         "of two directions": torch.outer(left[:, 7], right[:, 5]).float(),
