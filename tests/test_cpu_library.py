@@ -128,6 +128,18 @@ def test_gradients_of_well_conditioned_weights_are_as_good_as_the_references(sha
         assert error <= 3e-6, condition  # 9e-7
 
 
+@pytest.mark.parametrize("shape", [(300, 300), (520, 530)], ids=str)
+def test_small_singular_values_of_large_weights(shape):
+    # What belongs to them is left after sums of larger terms, which float32 may never round.
+    w = cases.weight_of_condition(shape, 1e4)
+    w, grad = w.float(), torch.randn(shape, generator=generator(9))
+    (u,), (gradient,) = results_and_gradients([w])
+    assert torch.linalg.matrix_norm(u - oracle(w), 2) <= 5e-6  # 3e-6, the margin of the norm
+    wide = w.double().requires_grad_()
+    (expected,) = torch.autograd.grad(F.polar_factor(wide), wide, grad.double())
+    assert torch.dist(gradient.double(), expected) <= 4e-6 * expected.norm()  # 2e-6
+
+
 # What conjugate gradients see little of until late, or stop early for: the length of their last
 # step is told from the steps before.
 SPECTRA = {

@@ -225,8 +225,10 @@ void gemm(const Team& everyone, int64_t m, int64_t n, int64_t k, View<const TA> 
       add_tile<decltype(vectors)::value, T>(more, out);
     }
   };
-  // KC terms at a time, which C adds up; a C that is there already is rounded only once.
-  const int64_t at_once = beta == Sum(0) || k < KC ? KC : k;
+  // KC terms at a time, which C adds up; a C that is there already, or has fewer digits than the sum,
+  // is rounded only once.
+  const bool adds_up = beta == Sum(0) && std::is_same<TC, Sum>::value;
+  const int64_t at_once = adds_up || k < KC ? KC : k;
   // All strips [s0, s1) of the panels [first, last).
   const auto tiles = [&](int64_t s0, int64_t s1, int64_t first, int64_t last) {
     alignas(64) Sum out[MR * NR<T>], more[MR * NR<T>];
