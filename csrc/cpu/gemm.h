@@ -127,7 +127,7 @@ static void pack_panel(View<const TB> b, int64_t k, int64_t n, int64_t j0, T* pa
 }
 
 // Multiplications of a product that pay for a second thread.
-constexpr double MIN_WORK_SHARED = 4e6;
+constexpr double MIN_WORK_SHARED = 1e6;
 
 // Elements of B as `gemm` packs it.
 template <class T>

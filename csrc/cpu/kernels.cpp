@@ -16,9 +16,9 @@ namespace {
 
 using namespace lipkernels;
 
-// Below this many multiplications in all, and in one matrix, a second thread costs more than it
+// Below this many multiplications, in all and in one matrix, a second thread costs more than it
 // gives: it has to wake up, and what one core wrote the other reads slowly.
-constexpr double MIN_WORK_PER_TEAM = 1e6, MIN_WORK_TOGETHER = 4e6;
+constexpr double MIN_WORK = 1e6;
 constexpr double MIN_ELEMENTS_PER_TEAM = 1e5;
 // How well threads work together on one matrix, compared to each on its own.
 constexpr double EFFICIENCY = 0.7;
@@ -42,7 +42,7 @@ int64_t together_of(int64_t n, const Sized* sorted, double work, int threads) {
     const double largest = is_last ? 0.0 : sorted[t].work, rest = (work - shared) / threads;
     const double time = shared / (EFFICIENCY * threads) + (largest > rest ? largest : rest);
     if (fits && time < least) best = t, least = time;
-    if (is_last || largest < MIN_WORK_TOGETHER) return best;
+    if (is_last || largest < MIN_WORK) return best;
     shared += largest;
   }
 }
@@ -62,7 +62,7 @@ bool for_each(int64_t n, int threads, Size size_of, Job job) {
   }
   std::stable_sort(sorted.get(), sorted.get() + n,
                    [](const Sized& a, const Sized& b) { return a.work > b.work; });
-  if (work < MIN_WORK_PER_TEAM) threads = 1;
+  if (work < MIN_WORK) threads = 1;
   const int64_t shared = together_of(n, sorted.get(), work, threads);
   if (shared == 0 && threads > n) threads = int(n);
   int64_t alone = 0, together = 0;
