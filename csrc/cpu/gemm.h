@@ -208,7 +208,8 @@ void gemm(const Team& everyone, int64_t m, int64_t n, int64_t k, View<const TA> 
       const T* rows = packed + (i0 / NR<T> * k + k0) * NR<T> + i0 % NR<T>;
       summed_tile<VECTORS, T, CHUNK, T>(depth, rows, 1, NR<T>, panel, out);
     } else if (height == MR) {
-      summed_tile<VECTORS, T, CHUNK, TA>(depth, a.data + i0 * a.rs + k0 * a.cs, a.rs, a.cs, panel, out);
+      const TA* rows = a.data + i0 * a.rs + k0 * a.cs;
+      summed_tile<VECTORS, T, CHUNK, TA>(depth, rows, a.rs, a.cs, panel, out);
     } else {  // the last rows: a tile of which some rows repeat the last one
       TA edge[MR * KC];
       for (int64_t p = 0; p < depth; ++p)
@@ -217,8 +218,8 @@ void gemm(const Team& everyone, int64_t m, int64_t n, int64_t k, View<const TA> 
     }
   };
   // The same for terms [k0, end), no more than KC of them at a time.
-  const auto summed = [&](auto vectors, int64_t s, int64_t j, int64_t k0, int64_t end,
-                                      Sum* out, Sum* more) {
+  const auto summed = [&](auto vectors, int64_t s, int64_t j, int64_t k0, int64_t end, Sum* out,
+                          Sum* more) {
     sum(vectors, s, j, k0, end - k0 < KC ? end - k0 : KC, out);
     for (int64_t p = k0 + KC; p < end; p += KC) {
       sum(vectors, s, j, p, end - p < KC ? end - p : KC, more);

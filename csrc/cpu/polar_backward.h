@@ -36,15 +36,15 @@ inline void lyapunov(const Team& team, int64_t m, View<const float> a, View<floa
   const double few = enough * (1 << 15), half = enough * std::ldexp(1.0, 32);
   Kept kept;
   Digits allowed = digits;
-  // <V, L V> of the last two Lanczos vectors, of which the conjugate gradients' numbers tell, and what
-  // the next one's has less for the next direction's; by how much a step changed the rest, and the
-  // worst of them.
+  // The rest's Rayleigh quotient <C, A C + C A> / |C|^2 before the last two steps, and by how much more
+  // than the direction's, the inverse of a step's length, the next one is; how many times as large the
+  // last step left the rest (squared), and the worst one.
   double value = 0, value_before = 0, carried = 0, turn = 0, worst = 0;
   for (int step = 0; step < CG_STEPS && rest > enough; ++step) {
     if (step > 1) {
-      // The last step needs no product where its length is known because values hardly change any
-      // more. One fast step is no reason to expect another: of a spectrum in clusters each resolves
-      // one, and what is left inside of them takes as many again.
+      // The last step needs no product where its length is known, because the quotients hardly change
+      // any more. One fast step is no reason to expect another: of a spectrum in clusters each step
+      // resolves one, and what is left inside of them takes as many again.
       const double length = 1 / (value - carried), off = length * (value - value_before);
       if (length > 0 && rest * (turn + off * off) <= enough && rest * worst <= 4 * enough) {
         team.each(m, m / 8, [&](int64_t i) {

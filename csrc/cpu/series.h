@@ -1,8 +1,8 @@
 // A function of a symmetric matrix as a polynomial of it, in Chebyshev's basis.
 //
-// In powers of y the coefficients of a polynomial of degree 24 that is at most one reach 1e4, and their
-// roundings, which do not commute with y, would turn the result. So sums of powers are sums of
-// T_i(y), i < q, times powers of T_q(y) alone.
+// What rounding makes of a power or a T_j counts about j |c_j|, and does not commute with y: it turns the
+// result. For y^(-1/2) up to a condition number of 9, 15 of y the sum of j |c_j| is 206, 2e5 in powers
+// and 1.8, 3.2 in this basis.
 #pragma once
 
 #include <cmath>
@@ -59,7 +59,7 @@ inline Series inverse_root_series(double delta, double tolerance) {
   return sum;
 }
 
-// The same polynomial as sum_b (sum_{i < q} c[b][i] T_i) T_q^b, b <= last.
+// The same polynomial as sum_b (sum_{i < q} c[b][i] T_i) T_q^b, b <= last: powers of T_q alone.
 struct Blocks {
   static constexpr int MOST = 6;
   int q, last;
@@ -101,8 +101,8 @@ struct Basis {
   View<float> t(int i) const { return rows_of(first + (i - 1) * n * ld, ld); }
 };
 
-// How exact a product of matrices of norm 1 has to be, of which later ones count by `tail`. What it
-// gets wrong they make worse, a few times.
+// How exact a product of matrices of norm 1 has to be that the part `tail` of a series is made of. What
+// it gets wrong counts a few times that: see above.
 inline Digits digits_by_weight(double tail) { return tail < 0.005 ? Digits::HALF : Digits::ALL; }
 
 // T_1 = y is there; computes the others for this series.

@@ -20,7 +20,7 @@ from lipkernels.reference.rounding import scale_and_round, worst_case_factor
 from lipkernels.reference.scaling import saturated, to_unit_magnitude
 
 SAVED_PER_WEIGHT = 3  # factor, spectrum, scalars: see `lipkernels.kernels.polar`
-_DONE, _ILL_CONDITIONED, _VERY_ILL_CONDITIONED, _EXTREME = range(4)  # csrc/cpu/polar.h
+DONE, _ILL_CONDITIONED, _VERY_ILL_CONDITIONED, _EXTREME = range(4)  # csrc/cpu/polar.h
 _UNSET = -1
 
 
@@ -107,7 +107,7 @@ def finish_the_others(
                 strict=True,
             )
         ]
-        for code in sorted({*codes} - {_DONE}):  # one batched decomposition for each
+        for code in sorted({*codes} - {DONE}):  # one batched decomposition for each
             chosen = [j for j, other in enumerate(codes) if other == code]
             x, whole = w.reshape(n, rows, cols), len(chosen) == n
             into = to if whole else [t.new_empty((len(chosen), *t.shape[1:])) for t in to]

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from lipkernels.kernels.cpu.library import checked, library, n_threads
-from lipkernels.kernels.cpu.polar import finish_the_others
+from lipkernels.kernels.cpu.polar import DONE, finish_the_others
 from lipkernels.reference.rounding import worst_case_factor
 
 _SCALARS = 2
@@ -47,8 +47,8 @@ class SinglePolarFactor(torch.autograd.Function):
             margin,
             n_threads(),
         )
-        if status:
-            checked(status < 0)
+        if status != DONE:
+            checked(int(status < 0))
             parts = [saved[: m * m].view(m, m), saved[m * m : -_SCALARS], saved[-_SCALARS:]]
             codes = array.array("i", [status])
             finish_the_others([weight], codes, [result], parts, [(scale, margin)])
