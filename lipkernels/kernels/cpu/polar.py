@@ -152,7 +152,7 @@ def _decomposed(
     """``into``: result and saved tensors of ill-conditioned matrices (n, rows, cols)."""
     n, rows, cols = x.shape
     m = min(rows, cols)
-    gram = x.new_zeros((n, m, m), dtype=torch.float64)
+    gram = x.new_empty((n, m, m), dtype=torch.float64)  # of which eigh reads the lower triangles
     table = array.array("q")
     for addresses in zip(_addresses(x, n), _addresses(gram, n), strict=True):
         table.extend((*addresses, rows, cols))
