@@ -68,7 +68,7 @@ def test_a_library_of_another_version(tmp_path):
     except (OSError, subprocess.CalledProcessError):
         pytest.skip("no C compiler here")
     message = without(f"[pathlib.Path({str(tmp_path)!r}) / '_cpu.so']")
-    assert "has version 999 of the interface, expected 4" in message
+    assert "has version 999 of the interface, expected 5" in message
 
 
 def _build(tmp_path, **environment):

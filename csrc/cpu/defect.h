@@ -18,6 +18,9 @@ inline double max_shrink(double margin) {
   return shrink < 4e-7 ? 4e-7 : shrink < 1e-6 ? shrink : 1e-6;
 }
 
+// A defect that says that what U was computed from was wrong.
+constexpr double MAX_DEFECT = 0.1;
+
 // sum_i f(i) over the rows of a matrix. The rows are added up in order, whoever computed them.
 // `partial` holds n doubles.
 template <class F>

@@ -8,6 +8,7 @@
 
 #include "polar.h"
 #include "polar_backward.h"
+#include "refine.h"
 #include "retract.h"
 #include "scratch.h"
 #include "sorting.h"
@@ -124,17 +125,19 @@ extern "C" int LK_NAME(polar_backward)(int64_t n, const int64_t* table, const do
                       });
 }
 
-// polar_gram: weight, gram, rows, cols; gram gets the lower triangle of the smaller Gram matrix, in
-// float64, (m, m).
+// polar_gram: weight, gram, bytes of gram's numbers, rows, cols; gram gets the lower triangle of the
+// smaller Gram matrix (m, m), in float32 (4 bytes) or float64 (8).
 extern "C" int LK_NAME(polar_gram)(int64_t n, const int64_t* table, int threads) {
-  return for_each_row(n, table, 4, threads,
-                      [](const Team& team, int64_t, const int64_t* t, Workspace space) {
-                        const int64_t m = t[2] < t[3] ? t[2] : t[3], k = t[2] < t[3] ? t[3] : t[2];
-                        const View<const float> w = wide_view((const float*)t[0], t[2], t[3]);
-                        double* packed = space.take<double>(packed_size<double>(k, m));
-                        gemm<double>(team, m, m, k, w, w.t(), rows_of((double*)t[1], m), 1.0, 0.0,
-                                     true, packed);
-                      });
+  return for_each_row(
+      n, table, 5, threads, [](const Team& team, int64_t, const int64_t* t, Workspace space) {
+        const int64_t m = t[3] < t[4] ? t[3] : t[4], k = t[3] < t[4] ? t[4] : t[3];
+        const View<const float> w = wide_view((const float*)t[0], t[3], t[4]);
+        double* packed = space.take<double>(packed_size<double>(k, m));
+        if (t[2] == 4)
+          gemm<float>(team, m, m, k, w, w.t(), rows_of((float*)t[1], m), 1.0f, 0.0f, true, (float*)packed);
+        else
+          gemm<double>(team, m, m, k, w, w.t(), rows_of((double*)t[1], m), 1.0, 0.0, true, packed);
+      });
 }
 
 // polar_from_eigenvectors: weight, vectors, p, row and column stride of vectors, result, factor,
@@ -149,6 +152,34 @@ extern "C" int LK_NAME(polar_from_eigenvectors)(int64_t n, const int64_t* table,
                              t[4], (float*)t[5], (float*)t[6], (float*)t[7], (float*)t[8], t[9],
                              t[10], numbers[2 * i], numbers[2 * i + 1]},
                             space);
+                      });
+}
+
+// polar_split: weight, vectors, their row and column stride, x, vt, xs, vs, gram, small, rows, cols: see
+// refine.h.
+extern "C" int LK_NAME(polar_split)(int64_t n, const int64_t* table, int threads) {
+  return for_each_row(n, table, 12, threads,
+                      [](const Team& team, int64_t, const int64_t* t, Workspace space) {
+                        split(team,
+                              {(const float*)t[0], (const float*)t[1], t[2], t[3], (float*)t[4],
+                               (float*)t[5], (double*)t[6], (double*)t[7], (double*)t[8], t[9],
+                               t[10], t[11]},
+                              space);
+                      });
+}
+
+// polar_refined: x, vt, xs, vs, rotation, its row and column stride, result, factor, spectrum, scalars,
+// small, rows, cols; `numbers`: scale, margin.
+extern "C" int LK_NAME(polar_refined)(int64_t n, const int64_t* table, const double* numbers,
+                                      int32_t* status, int threads) {
+  return for_each_row(n, table, 14, threads,
+                      [=](const Team& team, int64_t i, const int64_t* t, Workspace space) {
+                        refined(team,
+                                {(float*)t[0], (float*)t[1], (const double*)t[2],
+                                 (const double*)t[3], (const double*)t[4], t[5], t[6],
+                                 (float*)t[7], (float*)t[8], (float*)t[9], (float*)t[10], t[11],
+                                 t[12], t[13], numbers[2 * i], numbers[2 * i + 1], status + i},
+                                space);
                       });
 }
 

@@ -62,6 +62,8 @@ Scratch::~Scratch() {
   extern "C" int polar_backward_##set(int64_t, const int64_t*, const double*, int);                \
   extern "C" int polar_gram_##set(int64_t, const int64_t*, int);                                   \
   extern "C" int polar_from_eigenvectors_##set(int64_t, const int64_t*, const double*, int);       \
+  extern "C" int polar_split_##set(int64_t, const int64_t*, int);                                  \
+  extern "C" int polar_refined_##set(int64_t, const int64_t*, const double*, int32_t*, int);       \
   extern "C" int polar_retract_##set(int64_t, const int64_t*, const double*, int32_t*, int);       \
   extern "C" int polar_project_##set(int64_t, const int64_t*, const double*, int);                 \
   extern "C" void sort_pairs_##set(const void*, void*, uint8_t*, int64_t, int64_t, int, int);      \
@@ -127,7 +129,7 @@ Set current = best_set();
 #endif
 
 // Changes with every change of a function below.
-extern "C" int lk_abi_version() { return 4; }
+extern "C" int lk_abi_version() { return 5; }
 
 // 0, 1, 2, 3: baseline, AVX2, AVX-512, AVX-512 and AMX. Asking for one that the processor lacks
 // changes nothing.
@@ -170,6 +172,13 @@ extern "C" int lk_polar_gram(int64_t n, const int64_t* table, int threads) {
 extern "C" int lk_polar_from_eigenvectors(int64_t n, const int64_t* table, const double* numbers,
                                           int threads) {
   LK_CALL(polar_from_eigenvectors, n, table, numbers, threads)
+}
+extern "C" int lk_polar_split(int64_t n, const int64_t* table, int threads) {
+  LK_CALL(polar_split, n, table, threads)
+}
+extern "C" int lk_polar_refined(int64_t n, const int64_t* table, const double* numbers,
+                                int32_t* status, int threads) {
+  LK_CALL(polar_refined, n, table, numbers, status, threads)
 }
 extern "C" int lk_polar_retract(int64_t n, const int64_t* table, const double* numbers,
                                 int32_t* status, int threads) {

@@ -23,8 +23,6 @@ constexpr double MAX_CONDITION = 4.0;
 constexpr double MAX_CONDITION_FLOAT32 = 10.0;
 // Error of U's singular values before the last step, with a step to follow and without one.
 constexpr double LOOSE_SERIES = 1e-4, TIGHT_SERIES = 5e-8;
-// A defect that says that the interval was wrong.
-constexpr double MAX_DEFECT = 0.1;
 
 struct Forward {
   const float* weight;

@@ -74,7 +74,7 @@ inline int best_block(int degree) {
 }
 
 // Divides by T_q again and again: T_n = 2 T_q T_{n-q} - T_{|n-2q|}.
-inline Blocks split(const Series& series, int q) {
+inline Blocks blocks_of(const Series& series, int q) {
   Blocks blocks{q, 0, {}};
   double rest[MAX_DEGREE + 1];
   std::memcpy(rest, series.c, sizeof rest);
@@ -127,7 +127,7 @@ inline void raise(const Team& team, const Basis& y, const Series& series) {
 // result = scale * series(y), by Horner's rule in T_q(y). `other` is scratch of the same size.
 inline void polynomial(const Team& team, const Basis& y, const Series& series, double scale,
                        View<float> result, View<float> other) {
-  const Blocks blocks = split(series, y.q);
+  const Blocks blocks = blocks_of(series, y.q);
   View<float> now = result, next = other;
   const auto block = [&](int b, View<float> to, View<float> plus, float factor) {
     // to = sum_{i < q} c[b][i] T_i + factor * plus

@@ -11,10 +11,11 @@ import os
 import pathlib
 
 import torch
+from torch import Tensor
 
 from lipkernels import backends
 
-_ABI_VERSION = 4
+_ABI_VERSION = 5
 _POINTER, _INT, _INT64 = ctypes.c_void_p, ctypes.c_int, ctypes.c_int64
 _DOUBLE = ctypes.c_double
 _SIGNATURES = {
@@ -26,6 +27,8 @@ _SIGNATURES = {
     "lk_polar_project": (_INT64, _POINTER, _POINTER, _INT),
     "lk_polar_gram": (_INT64, _POINTER, _INT),
     "lk_polar_from_eigenvectors": (_INT64, _POINTER, _POINTER, _INT),
+    "lk_polar_split": (_INT64, _POINTER, _INT),
+    "lk_polar_refined": (_INT64, _POINTER, _POINTER, _POINTER, _INT),
 }
 INSTRUCTION_SETS = ("baseline", "avx2", "avx512", "amx")
 
@@ -79,6 +82,12 @@ def checked(code: int) -> None:
     """Raises what a function's return code says."""
     if code != 0:
         raise MemoryError("lipkernels: not enough memory for the scratch space of a weight")
+
+
+def addresses(tensor: Tensor, n_matrices: int) -> range:
+    """The address of each matrix of a batch that is not empty, and without gaps between them."""
+    start, size = tensor.data_ptr(), tensor.element_size() * (tensor.numel() // n_matrices)
+    return range(start, start + size * n_matrices, size)
 
 
 class _Process:

@@ -13,7 +13,8 @@ import math
 import torch
 from torch import Tensor
 
-from lipkernels.kernels.cpu.library import checked, library, n_threads
+from lipkernels.kernels.cpu.decomposed import decomposed
+from lipkernels.kernels.cpu.library import addresses, checked, library, n_threads
 from lipkernels.kernels.precision import without_autocast
 from lipkernels.reference import polar as reference
 from lipkernels.reference.rounding import scale_and_round, worst_case_factor
@@ -22,12 +23,6 @@ from lipkernels.reference.scaling import saturated, to_unit_magnitude
 SAVED_PER_WEIGHT = 3  # factor, spectrum, scalars: see `lipkernels.kernels.polar`
 DONE, _ILL_CONDITIONED, _VERY_ILL_CONDITIONED, _EXTREME = range(4)  # csrc/cpu/polar.h
 _UNSET = -1
-
-
-def _addresses(tensor: Tensor, n_matrices: int) -> range:
-    """The address of each matrix of a batch that is not empty, and without gaps between them."""
-    start, size = tensor.data_ptr(), tensor.element_size() * (tensor.numel() // n_matrices)
-    return range(start, start + size * n_matrices, size)
 
 
 def _constrained(
@@ -48,8 +43,8 @@ def _constrained(
         results.append(tensors[0])
         saved += tensors[1:]
         if batch:
-            for addresses in zip(*(_addresses(t, n) for t in (w, *tensors)), strict=True):
-                table.extend((*addresses, rows, cols))
+            for each in zip(*(addresses(t, n) for t in (w, *tensors)), strict=True):
+                table.extend((*each, rows, cols))
         else:
             table.extend((w.data_ptr(), *(t.data_ptr() for t in tensors), rows, cols))
         factors.extend(pair * n)
@@ -115,14 +110,14 @@ def finish_the_others(
                 _rescaled(x if whole else x[chosen], *numbers[i], into)
             else:
                 in_float64 = code == _VERY_ILL_CONDITIONED
-                _decomposed(x if whole else x[chosen], in_float64, *numbers[i], into)
+                decomposed(x if whole else x[chosen], in_float64, *numbers[i], into)
             if not whole:
                 for tensor, part in zip(to, into, strict=True):
                     tensor[chosen] = part
 
 
 def _rescaled(x: Tensor, scale: float, margin: float, into: list[Tensor]) -> None:
-    """``into``: as :func:`_decomposed`, of matrices that are zero, not finite or extreme."""
+    """``into``: as :func:`decomposed`, of matrices that are zero, not finite or extreme."""
     unit, power = to_unit_magnitude(x)
     largest = unit.abs().amax(dim=(-2, -1))
     if bool(((largest >= 1) & torch.isfinite(largest)).all()):
@@ -133,40 +128,6 @@ def _rescaled(x: Tensor, scale: float, margin: float, into: list[Tensor]) -> Non
     scalars[:, 0] = power[:, 0, 0]
     for tensor, part in zip(into, (result, factor, spectrum, scalars), strict=True):
         tensor.copy_(part)
-
-
-def _eigenvectors(gram: Tensor, in_float64: bool) -> tuple[Tensor, Tensor]:
-    """V and the floored p of P = V diag(p) V^T, in float64, from P^2 (its lower triangles)."""
-    if not in_float64:
-        eigenvalues, vectors = torch.linalg.eigh(gram.float())
-        p = reference.floored_root(eigenvalues)
-        if bool((p[..., -1] <= reference.MAX_CONDITION_FLOAT32 * p[..., 0]).all()):
-            return vectors.double(), p.double()
-    eigenvalues, vectors = torch.linalg.eigh(gram)
-    return vectors, reference.floored_root(eigenvalues)
-
-
-def _decomposed(
-    x: Tensor, in_float64: bool, scale: float, margin: float, into: list[Tensor]
-) -> None:
-    """``into``: result and saved tensors of ill-conditioned matrices (n, rows, cols)."""
-    n, rows, cols = x.shape
-    m = min(rows, cols)
-    gram = x.new_empty((n, m, m), dtype=torch.float64)  # of which eigh reads the lower triangles
-    table = array.array("q")
-    for addresses in zip(_addresses(x, n), _addresses(gram, n), strict=True):
-        table.extend((*addresses, rows, cols))
-    checked(library().lk_polar_gram(n, table.buffer_info()[0], n_threads()))
-    vectors, p = _eigenvectors(gram, in_float64)
-    table, numbers = array.array("q"), array.array("d", (scale, margin) * n)
-    tensors = (x, vectors, p, *into)
-    for addresses in zip(*(_addresses(t, n) for t in tensors), strict=True):
-        table.extend((*addresses[:3], *vectors.stride()[1:], *addresses[3:], rows, cols))
-    checked(
-        library().lk_polar_from_eigenvectors(
-            n, table.buffer_info()[0], numbers.buffer_info()[0], n_threads()
-        )
-    )
 
 
 def backward(
@@ -196,8 +157,8 @@ def backward(
         keep += tensors
         out.append(tensors[-1])
         if batch:
-            for addresses in zip(*(_addresses(t, n) for t in tensors), strict=True):
-                table.extend((*addresses, rows, cols))
+            for each in zip(*(addresses(t, n) for t in tensors), strict=True):
+                table.extend((*each, rows, cols))
         else:
             table.extend((*(t.data_ptr() for t in tensors), rows, cols))
         numbers.extend([scale] * n)
