@@ -79,16 +79,26 @@ def result_and_gradient(w, grad, scale=1.0):
 
 @pytest.fixture
 def only_refined(monkeypatch):
-    def refuse(*_):
-        raise AssertionError("float64 was asked")
+    """Whatever the library says of a weight."""
 
-    monkeypatch.setattr(decomposed, "_directly", refuse)
+    def instead(x, _in_float64, scale, margin, into):
+        for i in range(len(x)):
+            assert decomposed._refined(x[i], scale, margin, [t[i : i + 1] for t in into])
+
+    monkeypatch.setattr(decomposed, "_directly", instead)
 
 
 @pytest.fixture
-def directly(monkeypatch):
-    """Switches to float64's eigenvectors for good."""
-    return lambda: monkeypatch.setattr(decomposed, "_REFINED_FROM", 10**9)
+def asked(monkeypatch):
+    """What float32's eigenvectors were tried for, and whether they did."""
+    outcomes = []
+
+    def recorded(*arguments, refined=decomposed._refined):
+        outcomes.append(refined(*arguments))
+        return outcomes[-1]
+
+    monkeypatch.setattr(decomposed, "_refined", recorded)
+    return outcomes
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
@@ -132,22 +142,36 @@ def test_every_size(size, only_refined):
 
 
 UNFIT = {
-    "condition 1e8": geometric(1e8),
+    "condition 1e8": with_small(1, 1e-8),
     "rank 149": with_small(1, 0.0),
     "rank 90": with_small(60, 0.0),
-    "rank one": 1.0 * (_I == 7),
 }
 
 
 @pytest.mark.parametrize("name", UNFIT)
-def test_what_float32_cannot_tell_is_left_to_float64(name, directly):
+def test_what_float32_cannot_tell_is_left_to_float64(name, asked, monkeypatch):
     left, right = factors((M, 200))
     w = ((left * UNFIT[name]) @ right.mT).float()
     grad = torch.randn(w.shape, generator=generator(9))
     found = result_and_gradient(w, grad)
+    assert asked == [False]
     assert_within(found[0], 1.0)
-    directly()
+    monkeypatch.setattr(decomposed, "_refined", lambda *_: False)
     assert_same_bits(found, result_and_gradient(w, grad))
+
+
+def test_where_it_pays(asked):
+    def tried(w):
+        asked.clear()
+        F.polar_factor(w.float(), backend="cpu")
+        return asked == [True]
+
+    square, wide = torch.randn(300, 300, generator=generator()), factors((M, 700))
+    assert tried(square)
+    assert not tried(square[:100, :100])
+    assert not tried(factors((M, M))[0] * geometric(1e4) @ factors((M, M))[1].mT)
+    assert tried(wide[0] * with_small(1, 1e-3) @ wide[1].mT[:, :600])
+    assert not tried(wide[0] * with_small(1, 1e-3) @ wide[1].mT)
 
 
 def test_a_batch_is_its_matrices():

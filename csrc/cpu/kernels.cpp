@@ -8,7 +8,6 @@
 
 #include "polar.h"
 #include "polar_backward.h"
-#include "refine.h"
 #include "retract.h"
 #include "scratch.h"
 #include "sorting.h"

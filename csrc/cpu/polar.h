@@ -11,6 +11,7 @@
 
 #include "defect.h"
 #include "range.h"
+#include "refine.h"
 #include "series.h"
 #include "spectrum.h"
 
@@ -53,10 +54,12 @@ inline void polar_forward(const Team& team, const Forward& job, Workspace space)
   mirror(team, m, a);
 
   const Interval ritz = estimate_spectrum(team, m, read_only(a), vectors);
-  if (!(ritz.high < ritz.low * MAX_CONDITION_FLOAT32 * MAX_CONDITION_FLOAT32))
-    return give_up(VERY_ILL_CONDITIONED);
   const Interval range = widened(ritz);
-  if (!(range.high < range.low * MAX_CONDITION * MAX_CONDITION)) return give_up(ILL_CONDITIONED);
+  if (!(range.high < range.low * MAX_CONDITION * MAX_CONDITION)) {
+    if (pays(team, m, n, read_only(a), partial)) return give_up(FEW_SMALL);
+    const bool is_very = !(ritz.high < ritz.low * MAX_CONDITION_FLOAT32 * MAX_CONDITION_FLOAT32);
+    return give_up(is_very ? VERY_ILL_CONDITIONED : ILL_CONDITIONED);
+  }
   const double middle = 0.5 * (range.low + range.high);
   const double delta = std::fmax(0.5 * (range.high - range.low) / middle, 1e-6);
   // A polynomial of G commutes with G: its error leaves the direction of U alone, and the step that

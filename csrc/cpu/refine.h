@@ -30,6 +30,19 @@ constexpr double CORRECTED = 0.25;
 // Squared singular values closer than this, relatively, are one: any basis of theirs will do.
 constexpr float SAME = 1e-2f;
 
+// Whether this is less work than eigenvectors in float64. Each row of a small singular value costs
+// several products with all others, and how many there are the moments of the eigenvalues of `gram`
+// (m, m), the whole matrix, let guess: tr(G)^2 / (m |G|_F^2) is 1 where all are equal, 1/2 for a Gaussian
+// square and 0.2 where they are spread evenly over decades.
+inline bool pays(const Team& team, int64_t m, int64_t n, View<const float> gram, double* partial) {
+  if (m < 128 || n > 4 * m) return false;
+  double trace = 0;
+  for (int64_t i = 0; i < m; ++i) trace += gram(i, i);
+  const double square =
+      sum_over_rows(team, m, partial, [&](int64_t i) { return dot(gram.row(i), gram.row(i), m); });
+  return trace * trace > 0.35 * double(m) * square;
+}
+
 // to(i, j) = row(i)(j): what is the same for a row is looked up once, so that loops over it vectorize.
 template <class T, class F>
 inline void fill(const Team& team, int64_t rows, int64_t cols, View<T> to, const F& row) {

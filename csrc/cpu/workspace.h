@@ -14,6 +14,7 @@ enum Status : int32_t {
   ILL_CONDITIONED = 1,       // in float32
   VERY_ILL_CONDITIONED = 2,  // most likely beyond what a float32 Gram matrix can tell
   EXTREME = 3,               // zero, not finite, or its squares are
+  FEW_SMALL = 4,             // one of the first two, for refine.h
 };
 
 struct Workspace {

@@ -1,7 +1,8 @@
 """Polar factors of ill-conditioned matrices by eigendecompositions, between calls of the library.
 
-Small ones in float64, all of a list at once. Large ones in float32, which costs half, made as
-accurate by what is left beside the diagonal of V^T W W^T V: see csrc/cpu/refine.h.
+In float64, all of a list at once. Or, of large matrices with few small singular values, in float32,
+which costs half, made as accurate by what is left beside the diagonal of V^T W W^T V: see
+csrc/cpu/refine.h.
 """
 
 from __future__ import annotations
@@ -11,22 +12,29 @@ import array
 import torch
 from torch import Tensor
 
-from lipkernels.kernels.cpu.library import addresses, checked, library, n_threads
+from lipkernels.kernels.cpu.library import (
+    DONE,
+    FEW_SMALL,
+    VERY_ILL_CONDITIONED,
+    addresses,
+    checked,
+    library,
+    n_threads,
+)
 from lipkernels.reference import polar as reference
 
-# Rows (or columns) from which on the float32 decomposition is faster with all that follows it.
-_REFINED_FROM = 128
 # Singular values below this part of the largest one are computed in float64.
 _SMALL = 1 / 8
 _UNSET = -1
 
 
-def decomposed(
-    x: Tensor, in_float64: bool, scale: float, margin: float, into: list[Tensor]
-) -> None:
-    """``into``: result and saved tensors of ill-conditioned matrices ``x`` (n, rows, cols)."""
-    if min(x.shape[-2:]) < _REFINED_FROM:
-        _directly(x, in_float64, scale, margin, into)
+def decomposed(x: Tensor, code: int, scale: float, margin: float, into: list[Tensor]) -> None:
+    """``into``: result and saved tensors of ill-conditioned matrices ``x`` (n, rows, cols).
+
+    ``code`` is what the library said of them.
+    """
+    if code != FEW_SMALL:
+        _directly(x, code == VERY_ILL_CONDITIONED, scale, margin, into)
         return
     for i in range(len(x)):
         parts = [t[i : i + 1] for t in into]
@@ -76,7 +84,7 @@ def _refined(x: Tensor, scale: float, margin: float, into: list[Tensor]) -> bool
             n_threads(),
         )
     )
-    return status[0] == 0
+    return status[0] == DONE
 
 
 def _eigenvectors(gram: Tensor, in_float64: bool) -> tuple[Tensor, Tensor]:

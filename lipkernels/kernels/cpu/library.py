@@ -30,6 +30,8 @@ _SIGNATURES = {
     "lk_polar_split": (_INT64, _POINTER, _INT),
     "lk_polar_refined": (_INT64, _POINTER, _POINTER, _POINTER, _INT),
 }
+# What became of a matrix: csrc/cpu/workspace.h.
+DONE, ILL_CONDITIONED, VERY_ILL_CONDITIONED, EXTREME, FEW_SMALL = range(5)
 INSTRUCTION_SETS = ("baseline", "avx2", "avx512", "amx")
 
 

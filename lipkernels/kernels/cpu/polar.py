@@ -14,14 +14,20 @@ import torch
 from torch import Tensor
 
 from lipkernels.kernels.cpu.decomposed import decomposed
-from lipkernels.kernels.cpu.library import addresses, checked, library, n_threads
+from lipkernels.kernels.cpu.library import (
+    DONE,
+    EXTREME,
+    addresses,
+    checked,
+    library,
+    n_threads,
+)
 from lipkernels.kernels.precision import without_autocast
 from lipkernels.reference import polar as reference
 from lipkernels.reference.rounding import scale_and_round, worst_case_factor
 from lipkernels.reference.scaling import saturated, to_unit_magnitude
 
 SAVED_PER_WEIGHT = 3  # factor, spectrum, scalars: see `lipkernels.kernels.polar`
-DONE, _ILL_CONDITIONED, _VERY_ILL_CONDITIONED, _EXTREME = range(4)  # csrc/cpu/polar.h
 _UNSET = -1
 
 
@@ -106,11 +112,11 @@ def finish_the_others(
             chosen = [j for j, other in enumerate(codes) if other == code]
             x, whole = w.reshape(n, rows, cols), len(chosen) == n
             into = to if whole else [t.new_empty((len(chosen), *t.shape[1:])) for t in to]
-            if code == _EXTREME:
-                _rescaled(x if whole else x[chosen], *numbers[i], into)
+            y = x if whole else x[chosen]
+            if code == EXTREME:
+                _rescaled(y, *numbers[i], into)
             else:
-                in_float64 = code == _VERY_ILL_CONDITIONED
-                decomposed(x if whole else x[chosen], in_float64, *numbers[i], into)
+                decomposed(y, code, *numbers[i], into)
             if not whole:
                 for tensor, part in zip(to, into, strict=True):
                     tensor[chosen] = part

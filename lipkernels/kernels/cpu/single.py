@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lipkernels.kernels.cpu.library import checked, library, n_threads
-from lipkernels.kernels.cpu.polar import DONE, finish_the_others
+from lipkernels.kernels.cpu.library import DONE, checked, library, n_threads
+from lipkernels.kernels.cpu.polar import finish_the_others
 from lipkernels.reference.rounding import worst_case_factor
 
 _SCALARS = 2
