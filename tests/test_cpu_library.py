@@ -636,13 +636,30 @@ def test_a_matrix_by_itself_keeps_what_the_others_do():
 
 @pytest.mark.parametrize("backend", ["reference", "cpu"])
 def test_no_second_derivative_of_the_polar_factor_on_either_path(backend):
+    constant = torch.randn(6, 9, generator=generator())
     for path in (polar.polar_factor, lambda *a: polar.polar_factor_op(*a)[0]):
         for n in (1, 2):
-            leaf = near_orthogonal(6, 9).requires_grad_()
-            u = path([leaf, near_orthogonal(3, 4)][:n], [1.0] * n, F32, "high", backend)[0]
-            (gradient,) = torch.autograd.grad(u.square().sum() + u.sum(), leaf, create_graph=True)
-            with pytest.raises(RuntimeError):
-                gradient.sum().backward()
+            for loss in (lambda u: u.square().sum() + u.sum(), lambda u: (u * constant).sum()):
+                leaf = near_orthogonal(6, 9).requires_grad_()
+                u = path([leaf, near_orthogonal(3, 4)][:n], [1.0] * n, F32, "high", backend)[0]
+                (gradient,) = torch.autograd.grad(loss(u), leaf, create_graph=True)
+                # Never left out in silence beside something that can be differentiated.
+                with pytest.raises(RuntimeError):
+                    (gradient.sum() + u.sum()).backward()
+
+
+@pytest.mark.parametrize("shape", [(24, 24), (24, 48), (48, 24), (150, 150)], ids=str)
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), 1e38], ids=str)
+def test_gradients_that_are_not_finite_stay_so(shape, bad):
+    weights = [near_orthogonal(*shape), cases.weight_of_condition(shape, 1e3).float()]
+    for w in weights:
+        grad = bad * torch.randn(shape, generator=generator()).abs().clamp_min(1)
+        if bad != 1e38:
+            grad = torch.randn(shape, generator=generator())
+            grad[0, 0] = bad
+        leaf = w.clone().requires_grad_()
+        (gradient,) = torch.autograd.grad(F.polar_factor(leaf, backend="cpu"), leaf, grad)
+        assert not gradient.isfinite().all()
 
 
 def test_a_result_that_nobody_uses():

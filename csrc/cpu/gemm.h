@@ -171,7 +171,8 @@ inline bool uses_tiles(int64_t m, int64_t n, int64_t k, Digits digits) {
 #endif
 }
 
-// C = alpha A B + beta C. `packed` has packed_size<T>(K, N) elements, aligned to VECTOR_BYTES.
+// C = alpha A B + beta C. `packed` has packed_size<T>(K, N) elements, aligned to VECTOR_BYTES; with a
+// tile unit A is packed there too: packed_size of anything that both A and B fit into.
 // C may be B (whose columns are packed before any of them is written), but not A. CHUNK: see `Summed`.
 template <class T, int CHUNK = 0, class TA, class TB, class TC>
 void gemm(const Team& everyone, int64_t m, int64_t n, int64_t k, View<const TA> a, View<const TB> b,

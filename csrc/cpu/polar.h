@@ -117,7 +117,7 @@ inline void polar_from_eigenvectors(const Team& team, const FromEigenvectors& jo
   const View<const double> v{job.vectors, job.vectors_rs, job.vectors_cs};
   View<float> b = rows_of(space.take<float>(m * ld), ld);
   const View<float> factor{job.factor, m, 1};
-  double* packed = space.take<double>(packed_size<double>(n, m));
+  double* packed = space.take<double>(packed_for(m, n));
   constexpr int64_t BLOCK = 64;  // of rows and columns, one of which strides
   team.each((m + BLOCK - 1) / BLOCK, BLOCK * m, [&](int64_t block) {
     const int64_t i0 = block * BLOCK, i1 = i0 + BLOCK < m ? i0 + BLOCK : m;

@@ -30,6 +30,12 @@ inline void lyapunov(const Team& team, int64_t m, View<const float> a, View<floa
     std::memset(y.row(i), 0, m * sizeof(float));
   });
   double rest = squared(c);
+  if (!std::isfinite(rest)) {  // an incoming gradient that is not, or overflows: so is what goes out
+    team.each(m, m / 8, [&](int64_t i) {
+      for (int64_t j = 0; j < m; ++j) y(i, j) = NAN;
+    });
+    return;
+  }
   const double enough = rest * CG_TOLERANCE * CG_TOLERANCE;
   // What a product may get wrong, relative to the direction, grows as the rest gets smaller (Simoncini
   // and Szyld, 2003): C is wrong by this in the end.

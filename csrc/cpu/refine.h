@@ -7,8 +7,9 @@
 // terms: they are in float64, are freed from the others first, and have a decomposition of their own.
 //
 //   split()      X, float64 for the rows S of singular values below 1/8 of the largest (the others: L);
-//                V <- V + V K with the skew K_ij = -<X_i, X_j> / (|X_i|^2 + |X_j|^2), i in S, j in L;
-//                hands out X_S X_S^T
+//                V <- V + V K with the skew K_ij = -<X_i, X_j> / (|X_i|^2 + |X_j|^2), i in S, j in L
+//                (the sum where the difference would free them: at the border between S and L that may be
+//                zero, and what the sum leaves there is R's); hands out X_S X_S^T
 //   refined()    rotates S by the eigenvectors of that; B = X / |X_i|, R = B B^T - I.
 //                U = V (I - R_ij p_j / (p_i + p_j)) B, to first order (X X^T)^(-1/2) X;
 //                V <- V (I + R_ij p_i p_j / (p_j^2 - p_i^2)), the eigenvectors that backward takes.
@@ -56,18 +57,12 @@ inline void fill(const Team& team, int64_t rows, int64_t cols, View<T> to, const
 template <class T>
 inline View<T> from_row(View<T> x, int64_t i) { return rows_of(x.row(i), x.rs); }
 
-// Doubles that `gemm` packs factors in, of products of matrices no larger than (m, n) and (n, m).
-inline int64_t packed_for(int64_t m, int64_t n) {
-  const int64_t tall = packed_size<double>(n, m), wide = packed_size<double>(m, n);
-  return tall > wide ? tall : wide;
-}
-
 struct Split {
   const float* weight;
   const float* vectors;  // V (m, m), any strides
   int64_t vectors_rs, vectors_cs;
-  float *x, *vt;          // (m, n), (m, m): the rows of L
-  double *xs, *vs, *gram;  // (small, n), (small, m), (small, small): the rows of S
+  float *x, *vt;           // X (m, n), V^T (m, m): their rows of L, those of S are not set
+  double *xs, *vs, *gram;  // X_S (small, n), V_S^T (small, m), X_S X_S^T (small, small)
   int64_t small, rows, cols;
 };
 
@@ -129,7 +124,7 @@ inline void split(const Team& team, const Split& job, Workspace space) {
 }
 
 struct Refined {
-  float *x, *vt;           // from split(), which become scratch
+  float *x, *vt;           // from split(); they become scratch
   const double *xs, *vs;
   const double* rotation;  // the eigenvectors of its Gram matrix (small, small), any strides
   int64_t rotation_rs, rotation_cs;

@@ -14,7 +14,7 @@ enum Status : int32_t {
   ILL_CONDITIONED = 1,       // in float32
   VERY_ILL_CONDITIONED = 2,  // most likely beyond what a float32 Gram matrix can tell
   EXTREME = 3,               // zero, not finite, or its squares are
-  FEW_SMALL = 4,             // one of the first two, for refine.h
+  FEW_SMALL = 4,             // ILL_ or VERY_ILL_CONDITIONED, and best served by refine.h
 };
 
 struct Workspace {
@@ -26,6 +26,12 @@ struct Workspace {
     return result;
   }
 };
+
+// Doubles that `gemm` packs factors in, of products of matrices no larger than (m, n) and (n, m).
+inline int64_t packed_for(int64_t m, int64_t n) {
+  const int64_t tall = packed_size<double>(n, m), wide = packed_size<double>(m, n);
+  return tall > wide ? tall : wide;
+}
 
 inline int64_t padded(int64_t n) { return round_up(n, 16); }
 

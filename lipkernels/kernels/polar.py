@@ -256,24 +256,35 @@ class _PolarFactor(torch.autograd.Function):
         return tuple(results)
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *grad_outputs: Any) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
-        grads, n = list(grad_outputs), len(grad_outputs)
-        tensors = list(ctx.saved_tensors)
-        weights, results, saved = tensors[:n], tensors[n : 2 * n], tensors[2 * n :]
-        backward = _backward_in(ctx.precision, ctx.backend)
-        if all(grad is not None for grad in grads):
-            return None, None, None, None, *backward(grads, weights, results, saved, ctx.scales)
-        used = [i for i, grad in enumerate(grads) if grad is not None]
-        gradients = backward(
-            [grads[i] for i in used],
-            [weights[i] for i in used],
-            [results[i] for i in used],
-            [t for i in used for t in _saved_of(saved, i)],
-            [ctx.scales[i] for i in used],
-        )
-        found = dict(zip(used, gradients, strict=True))
-        return None, None, None, None, *(found.get(i) for i in range(n))
+        if torch.is_grad_enabled():  # somebody may differentiate this: refused
+            # With the weights among the arguments: gradients depend on them, whatever comes in.
+            return _gradients_once(ctx, *grad_outputs, *ctx.saved_tensors[: len(grad_outputs)])
+        return _gradients(ctx, *grad_outputs)
+
+
+def _gradients(ctx: Any, *arguments: Any) -> Any:
+    """Of :class:`_PolarFactor`; ``arguments``: the incoming ones, what else comes after them."""
+    tensors = list(ctx.saved_tensors)
+    n = len(tensors) // (2 + SAVED_PER_WEIGHT)
+    grads = list(arguments[:n])
+    weights, results, saved = tensors[:n], tensors[n : 2 * n], tensors[2 * n :]
+    backward = _backward_in(ctx.precision, ctx.backend)
+    if all(grad is not None for grad in grads):
+        return None, None, None, None, *backward(grads, weights, results, saved, ctx.scales)
+    used = [i for i, grad in enumerate(grads) if grad is not None]
+    gradients = backward(
+        [grads[i] for i in used],
+        [weights[i] for i in used],
+        [results[i] for i in used],
+        [t for i in used for t in _saved_of(saved, i)],
+        [ctx.scales[i] for i in used],
+    )
+    found = dict(zip(used, gradients, strict=True))
+    return None, None, None, None, *(found.get(i) for i in range(n))
+
+
+_gradients_once = torch.autograd.function.once_differentiable(_gradients)
 
 
 def polar_factor(

@@ -1,8 +1,8 @@
 """The polar factor of a list of weights, and its gradient, by the C++ library.
 
 The library takes float32 matrices whose condition number is moderate, all of a list in one call.
-What it returns unfinished (ill-conditioned, zero, not finite) and float64 weights go through the
-eigendecomposition of the reference; the last step, or the gradient, is the library's again.
+What it returns unfinished goes through an eigendecomposition (`decomposed.py`; of a weight that is
+not finite, the reference's); the last step, or the gradient, is the library's again.
 """
 
 from __future__ import annotations

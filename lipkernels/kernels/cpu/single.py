@@ -58,12 +58,15 @@ class SinglePolarFactor(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Any) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
-        if torch.is_grad_enabled():  # that somebody might differentiate it: refused, and slower
-            return _backward_once(ctx, *grad_outputs), None
-        return _gradient(ctx, grad_outputs[0]), None
+        if torch.is_grad_enabled():  # somebody may differentiate this: refused, and slower
+            # With the weight among the arguments: the gradient depends on it, whatever comes in.
+            return _backward_once(ctx, *grad_outputs, ctx.saved_tensors[0]), None
+        return _gradient(ctx, *grad_outputs), None
 
 
-def _gradient(ctx: Any, grad: Tensor) -> Tensor:
+def _gradient(ctx: Any, *arguments: Any) -> Tensor:
+    """Of :class:`SinglePolarFactor`; ``arguments``: the incoming one, what else comes after it."""
+    grad = arguments[0]
     _, result, saved = ctx.saved_tensors
     if grad.dtype != torch.float32 or grad.is_neg() or not grad.is_contiguous():
         grad = grad.float().resolve_neg().contiguous()
