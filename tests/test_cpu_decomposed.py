@@ -4,8 +4,8 @@ import math
 
 import pytest
 import torch
+from cpu_kernels import assert_same_bits, generator, instruction_set
 from operator_norm import assert_within
-from test_cpu_library import assert_same_bits, generator, instruction_set
 
 from lipkernels import functional as F
 from lipkernels.kernels.cpu import decomposed
